@@ -1,0 +1,1 @@
+"""Bare-metal guests: source, listing and built image of each."""

@@ -1,0 +1,1 @@
+"""Machine types, which wire devices up; the registry; plug and unplug."""

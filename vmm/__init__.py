@@ -1,0 +1,1 @@
+"""The monitor: everything of the machine that is no device."""
