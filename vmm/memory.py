@@ -1,0 +1,274 @@
+"""Guest RAM, address spaces, and the dispatch of port and memory-mapped accesses.
+
+An `IoRegion` answers accesses relative to its base. Mapping one into an `AddressSpace` gives a `Mapping`, the handle
+that moves it (a BAR) or takes it away (an unplug). Whatever nobody answers is an open bus: reads give all ones,
+writes are lost. Values are little-endian integers, sizes 1, 2, 4 or 8 bytes.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import TYPE_CHECKING
+
+from vmm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ALL_ONES = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFF_FFFF, 8: 0xFFFF_FFFF_FFFF_FFFF}
+PAGE_SHIFT = 12
+_LARGE = 1 << 24
+"""Regions from this size on are kept in a list: a page table of them would cost more than it saves."""
+
+
+class IoRegion:
+    """A range that answers accesses.
+
+    `read(offset, size) -> int` and `write(offset, size, value)` get offsets relative to the region and sizes up to
+    `max_access` bytes; a wider access, or one that leaves the region, is split into little-endian pieces. A region
+    whose `min_access` is larger than the access ignores it (reads give all ones).
+    """
+
+    __slots__ = ("max_access", "min_access", "name", "read", "size", "write")
+
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        read: Callable[[int, int], int],
+        write: Callable[[int, int, int], None],
+        min_access: int = 1,
+        max_access: int = 8,
+    ) -> None:
+        self.name = name
+        self.size = size
+        self.read = read
+        self.write = write
+        self.min_access = min_access
+        self.max_access = max_access
+
+    def __repr__(self) -> str:
+        return f"<IoRegion {self.name} {self.size:#x}>"
+
+
+class Mapping:
+    """A region at a place in an address space. `close` takes it away; `move` puts it elsewhere."""
+
+    __slots__ = ("base", "priority", "region", "serial", "space")
+
+    def __init__(self, space: AddressSpace, region: IoRegion, base: int, priority: int, serial: int) -> None:
+        self.space: AddressSpace | None = space
+        self.region = region
+        self.base = base
+        self.priority = priority
+        self.serial = serial
+
+    @property
+    def end(self) -> int:
+        """First address behind it."""
+        return self.base + self.region.size
+
+    def move(self, base: int) -> None:
+        """Answer at `base` from now on."""
+        space = self.space
+        if space is None:
+            raise ConfigError(f"{self.region.name} is not mapped any more")
+        if base != self.base:
+            space._check(self.region, base)
+            space._remove(self)
+            self.base = base
+            space._insert(self)
+
+    def close(self) -> None:
+        """Answer no more. A second close does nothing."""
+        if self.space is not None:
+            self.space._remove(self)
+            self.space = None
+
+    def __repr__(self) -> str:
+        return f"<Mapping {self.region.name} {self.base:#x}-{self.end - 1:#x}>"
+
+
+class AddressSpace:
+    """Ports (64 Ki) or guest-physical addresses, without RAM.
+
+    Where regions overlap the higher `priority` answers, then the one mapped last. Small regions are found by page:
+    `_pages` maps a page to its one mapping if that covers the page, else to the list to search.
+    """
+
+    __slots__ = ("_large", "_mappings", "_pages", "_serial", "_shift", "name", "size")
+
+    def __init__(self, name: str, size: int, page_shift: int = PAGE_SHIFT) -> None:
+        self.name = name
+        self.size = size
+        self._shift = page_shift
+        self._pages: dict[int, tuple[Mapping, ...]] = {}
+        self._large: list[Mapping] = []
+        self._mappings: list[Mapping] = []
+        self._serial = 0
+
+    @classmethod
+    def ports(cls) -> AddressSpace:
+        """The 64 Ki I/O ports."""
+        return cls("io", 1 << 16, page_shift=3)
+
+    @classmethod
+    def memory(cls) -> AddressSpace:
+        """Guest-physical addresses outside RAM."""
+        return cls("memory", 1 << 64)
+
+    def map(self, base: int, region: IoRegion, priority: int = 0) -> Mapping:
+        """Let `region` answer from `base` on. ConfigError if it would leave the space."""
+        self._check(region, base)
+        self._serial += 1
+        mapping = Mapping(self, region, base, priority, self._serial)
+        self._insert(mapping)
+        return mapping
+
+    def _check(self, region: IoRegion, base: int) -> None:
+        if region.size <= 0 or base < 0 or base + region.size > self.size:
+            raise ConfigError(f"{region.name}: {base:#x}+{region.size:#x} is outside the {self.name} space")
+
+    def _insert(self, mapping: Mapping) -> None:
+        self._mappings.append(mapping)
+        if mapping.region.size >= _LARGE:
+            self._large.append(mapping)
+            self._large.sort(key=_rank)
+            return
+        for page in range(mapping.base >> self._shift, ((mapping.end - 1) >> self._shift) + 1):
+            self._pages[page] = tuple(sorted((*self._pages.get(page, ()), mapping), key=_rank))
+
+    def _remove(self, mapping: Mapping) -> None:
+        self._mappings.remove(mapping)
+        if mapping.region.size >= _LARGE:
+            self._large.remove(mapping)
+            return
+        for page in range(mapping.base >> self._shift, ((mapping.end - 1) >> self._shift) + 1):
+            rest = tuple(m for m in self._pages[page] if m is not mapping)
+            if rest:
+                self._pages[page] = rest
+            else:
+                del self._pages[page]
+
+    def find(self, address: int) -> Mapping | None:
+        """Who answers at `address`."""
+        for mapping in self._pages.get(address >> self._shift, ()):
+            if mapping.base <= address < mapping.base + mapping.region.size:
+                return mapping
+        for mapping in self._large:
+            if mapping.base <= address < mapping.base + mapping.region.size:
+                return mapping
+        return None
+
+    def read(self, address: int, size: int) -> int:
+        """The value a guest reads; all ones where nobody answers."""
+        mapping = self.find(address)
+        if mapping is None:
+            if size > 1 and self._another_within(address, size):
+                return self._read_split(address, size)
+            return ALL_ONES[size]
+        region = mapping.region
+        offset = address - mapping.base
+        if size <= region.max_access and offset + size <= region.size:
+            if size < region.min_access:
+                return ALL_ONES[size]
+            return region.read(offset, size) & ALL_ONES[size]
+        return self._read_split(address, size, region.max_access)
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """A guest's write; lost where nobody answers."""
+        mapping = self.find(address)
+        if mapping is None:
+            if size > 1 and self._another_within(address, size):
+                self._write_split(address, size, value)
+            return
+        region = mapping.region
+        offset = address - mapping.base
+        if size <= region.max_access and offset + size <= region.size:
+            if size >= region.min_access:
+                region.write(offset, size, value)
+            return
+        self._write_split(address, size, value, region.max_access)
+
+    def _another_within(self, address: int, size: int) -> bool:
+        return any(self.find(address + i) is not None for i in range(1, size))
+
+    def _piece(self, address: int, left: int, widest: int) -> int:
+        piece = min(widest, left)
+        mapping = self.find(address)
+        if mapping is not None:
+            piece = min(piece, mapping.region.max_access, mapping.end - address)
+        else:
+            piece = 1
+        return 1 << (piece.bit_length() - 1)
+
+    def _read_split(self, address: int, size: int, widest: int = 4) -> int:
+        value = done = 0
+        while done < size:
+            piece = self._piece(address + done, size - done, min(widest, size))
+            value |= self._one_read(address + done, piece) << (8 * done)
+            done += piece
+        return value
+
+    def _one_read(self, address: int, size: int) -> int:
+        mapping = self.find(address)
+        if mapping is None or size < mapping.region.min_access:
+            return ALL_ONES[size]
+        return mapping.region.read(address - mapping.base, size) & ALL_ONES[size]
+
+    def _write_split(self, address: int, size: int, value: int, widest: int = 4) -> None:
+        done = 0
+        while done < size:
+            piece = self._piece(address + done, size - done, min(widest, size))
+            mapping = self.find(address + done)
+            if mapping is not None and piece >= mapping.region.min_access:
+                mapping.region.write(address + done - mapping.base, piece, (value >> (8 * done)) & ALL_ONES[piece])
+            done += piece
+
+    def mappings(self) -> list[Mapping]:
+        """All mappings by base address, as `info mtree` shows them."""
+        return sorted(self._mappings, key=lambda m: (m.base, _rank(m)))
+
+
+def _rank(mapping: Mapping) -> tuple[int, int]:
+    return (-mapping.priority, -mapping.serial)
+
+
+class GuestMemory:
+    """RAM from guest-physical address 0, and the way devices reach memory (DMA).
+
+    `ram` is an anonymous shared-nothing mapping of `size` bytes. Engines map the same pages; `on_write(gpa, length)`
+    tells them that the host wrote there, so that they forget translated code.
+    """
+
+    __slots__ = ("on_write", "ram", "size", "view")
+
+    def __init__(self, size: int) -> None:
+        if size <= 0 or size % mmap.PAGESIZE:
+            raise ConfigError(f"RAM of {size} bytes: the size must be a positive multiple of {mmap.PAGESIZE}")
+        self.size = size
+        self.ram = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.view = memoryview(self.ram)
+        self.on_write: Callable[[int, int], None] | None = None
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """Bytes at `gpa`; what lies outside RAM reads as all ones."""
+        end = gpa + length
+        if 0 <= gpa and end <= self.size:
+            return bytes(self.view[gpa:end])
+        inside = bytes(self.view[gpa : self.size]) if 0 <= gpa < self.size else b""
+        return inside + b"\xff" * (length - len(inside))
+
+    def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+        """Store bytes at `gpa`; what lies outside RAM is lost."""
+        end = min(gpa + len(data), self.size)
+        if gpa < 0 or end <= gpa:
+            return
+        self.view[gpa:end] = data[: end - gpa]
+        if self.on_write is not None:
+            self.on_write(gpa, end - gpa)
+
+    def close(self) -> None:
+        """Give the pages back. Views that others hold must be gone first (BufferError)."""
+        self.view.release()
+        self.ram.close()
