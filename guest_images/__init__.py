@@ -1,1 +1,49 @@
-"""Bare-metal guests: source, listing and built image of each."""
+"""Bare-metal guests: source, listing and built image of each.
+
+Every image is a Multiboot 1 kernel of a few kilobytes that runs on this monitor and on QEMU alike
+(`qemu-system-x86_64 -M pc -kernel image.elf -append "..." -serial stdio`). Each talks in lines on COM1, leaves
+through isa-debug-exit (port 0xf4; a QEMU-like process ends with status ``value << 1 | 1``) and is described at the
+top of its source. The images are committed with their sources; `make -C guest_images` rebuilds the same bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+IMAGES = ("intx_loop",)
+"""Names `path` knows."""
+
+DEBUG_EXIT_PORT = 0xF4
+EXIT_PASSED = 0
+"""Written to isa-debug-exit when the guest found everything right."""
+EXIT_FAILED = 1
+"""Written when it did not, or met an interrupt or exception it did not ask for."""
+
+UNEXPECTED = re.compile(
+    r"^(?P<image>\w+): unexpected vector (?P<vector>\d+) error (?P<error>[0-9a-f]{8})"
+    r" eip (?P<eip>[0-9a-f]{8}) cr2 (?P<cr2>[0-9a-f]{8})$",
+    re.MULTILINE,
+)
+"""What any image prints before it leaves with EXIT_FAILED because of an exception or a stray vector."""
+
+INTX_LOOP_START = "intx_loop: start"
+INTX_LOOP_DONE = "intx_loop: done"
+INTX_LOOP_NO_DEVICES = "intx_loop: no devices"
+INTX_LOOP_DEVICE = re.compile(
+    r"^intx_loop: dev (?P<device>[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]) pin (?P<pin>\d+)"
+    r" raised (?P<raised>\d+) handled (?P<handled>\d+) spurious (?P<spurious>\d+)$",
+    re.MULTILINE,
+)
+"""One line per device, in order of slots. `spurious` counts interrupts of the pin at which nobody on it was pending."""
+INTX_LOOP_BURST = re.compile(r"^intx_loop: burst (?P<rounds>\d+) cycles (?P<cycles>\d+)$", re.MULTILINE)
+"""Only with `burst` on the command line: TSC cycles of all rounds."""
+INTX_LOOP_VECTOR = 0x51
+"""Vector of the first pin; the next pins follow in steps of 0x10."""
+
+
+def path(name: str) -> Path:
+    """The built image `name` (one of `IMAGES`). KeyError for another name."""
+    if name not in IMAGES:
+        raise KeyError(f"no guest image {name!r}; there are {', '.join(IMAGES)}")
+    return Path(__file__).with_name(f"{name}.elf")
