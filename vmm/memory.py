@@ -196,10 +196,7 @@ class AddressSpace:
     def _piece(self, address: int, left: int, widest: int) -> int:
         piece = min(widest, left)
         mapping = self.find(address)
-        if mapping is not None:
-            piece = min(piece, mapping.region.max_access, mapping.end - address)
-        else:
-            piece = 1
+        piece = 1 if mapping is None else min(piece, mapping.region.max_access, mapping.end - address)
         return 1 << (piece.bit_length() - 1)
 
     def _read_split(self, address: int, size: int, widest: int = 4) -> int:
@@ -254,7 +251,7 @@ class GuestMemory:
     def read(self, gpa: int, length: int) -> bytes:
         """Bytes at `gpa`; what lies outside RAM reads as all ones."""
         end = gpa + length
-        if 0 <= gpa and end <= self.size:
+        if gpa >= 0 and end <= self.size:
             return bytes(self.view[gpa:end])
         inside = bytes(self.view[gpa : self.size]) if 0 <= gpa < self.size else b""
         return inside + b"\xff" * (length - len(inside))

@@ -18,7 +18,7 @@ import re
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TextIO
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterator
 
     Sink = Callable[["Record"], None]
 
@@ -120,7 +120,7 @@ class Recording:
     def __call__(self, record: Record) -> None:
         self.records.append(record)
 
-    def __iter__(self) -> Iterable[Record]:  # type: ignore[misc]
+    def __iter__(self) -> Iterator[Record]:
         return iter(self.records)
 
     def __len__(self) -> int:
