@@ -1,0 +1,1 @@
+"""What the tests share: stand-ins for the parts around the thing under test."""
