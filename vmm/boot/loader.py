@@ -1,0 +1,63 @@
+"""Finds out what a kernel file is and lets the right loader lay it out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm.boot import elf, flat, linux, multiboot, pvh
+from vmm.boot.e820 import memory_map
+from vmm.errors import BootError
+
+if TYPE_CHECKING:
+    import mmap
+
+    from vmm.boot.image import BootState
+
+
+def prepare(kernel: Path | str, initrd: str | None, cmdline: str, ram_size: int) -> BootState:
+    """Read `kernel` and say what goes where in `ram_size` bytes of RAM; nothing is written.
+
+    In this order: a Multiboot 1 header, an ELF file (PVH note or plain ELF32), a Linux bzImage, a boot sector.
+    `initrd` is one file; for Multiboot a list of modules, ``"file args,file2"``. BootError says what is wrong with
+    which file.
+    """
+    path = str(kernel)
+    memory_map(ram_size)
+    try:
+        data = Path(kernel).read_bytes()
+    except OSError as error:
+        raise BootError(f"kernel cannot be read: {error.strerror}", path) from error
+    if not data:
+        raise BootError("empty file", path)
+    if (header := multiboot.find_header(data, path)) is not None:
+        return multiboot.load(data, header, path, initrd, cmdline, ram_size)
+    if elf.is_elf(data):
+        image = elf.parse(data, path)
+        if image.pvh_entry is not None:
+            return pvh.load(image, path, initrd, cmdline, ram_size)
+        _refuse(initrd, cmdline, "a plain ELF image", path)
+        return elf.load(data, path, ram_size)
+    if linux.is_linux(data):
+        return linux.load(data, path, initrd, cmdline, ram_size)
+    if flat.is_boot_sector(data):
+        _refuse(initrd, cmdline, "a boot sector", path)
+        return flat.load(data, path, ram_size)
+    raise BootError(
+        "not a kernel: no Multiboot header in the first 8 KiB, no ELF file, no Linux bzImage, and no boot sector", path
+    )
+
+
+def load(
+    kernel: Path | str, initrd: str | None, cmdline: str, ram: bytearray | memoryview | mmap.mmap, ram_size: int
+) -> BootState:
+    """`prepare`, and place the result in `ram`. The state returned can be placed again after a reset."""
+    state = prepare(kernel, initrd, cmdline, ram_size)
+    state.place(ram)
+    return state
+
+
+def _refuse(initrd: str | None, cmdline: str, what: str, path: str) -> None:
+    for option, value in (("-initrd", initrd), ("-append", cmdline)):
+        if value:
+            raise BootError(f"{what} takes no {option}: nothing would tell it", path)
