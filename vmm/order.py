@@ -109,7 +109,7 @@ class Mortal(State):
     shutdown was queued: more than once is a Violation.
     """
 
-    BOOKKEEPING = ("freed_by", "shutdowns")
+    BOOKKEEPING: ClassVar[tuple[str, ...]] = ("freed_by", "shutdowns")
     __slots__ = BOOKKEEPING
 
     def __init__(self) -> None:
@@ -241,14 +241,17 @@ class Work(State):
         elif self.running:
             self.waiters = (*self.waiters, actor)
 
-    def cancel(self) -> bool:
-        """Take it off its queue and wait until it does not run. True if it was queued. (cancel_work_sync)"""
+    def cancel(self, sync: bool = True) -> bool:
+        """Take it off its queue and, if `sync`, wait until it does not run. True if it was queued.
+
+        (cancel_work_sync, cancel_work)
+        """
         was = self.pending
         if was:
             self.queue.executor.pending.remove(self)
             self.pending = False
             self.flushers = ()
-        if hook is not None and self.running:
+        if hook is not None and sync and self.running:
             self.waiters = (*self.waiters, actor)
             hold_back("work.cancel", self, self.queue.executor.has_flushed)
         return was
@@ -398,13 +401,13 @@ class DelayedWork(Work):
             self.armed = False
             self.schedule()
 
-    def cancel(self) -> bool:
-        """Disarm, take off the queue, and wait until it does not run. (cancel_delayed_work_sync)"""
+    def cancel(self, sync: bool = True) -> bool:
+        """Disarm, take off the queue and, if `sync`, wait until it does not run. (cancel_delayed_work_sync)"""
         was = self.armed
         self.armed = False
         if self.timer is not None:
             self.timer.cancel()
-        return super().cancel() or was
+        return super().cancel(sync) or was
 
 
 class Srcu(State):
