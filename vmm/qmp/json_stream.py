@@ -536,12 +536,33 @@ def dumps_exactly(value: Any) -> str:
 
     An infinity, which a client can ask for by 1e999, comes back as 1e999: QEMU writes `inf`, which is not JSON.
     """
-    if isinstance(value, float):
-        if value in (float("inf"), float("-inf")):
-            return "1e999" if value > 0 else "-1e999"
-        return f"{value:.17g}"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{dumps(key)}: {dumps_exactly(member)}" for key, member in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(dumps_exactly, value)) + "]"
-    return dumps(value)
+    parts: list[str] = []
+    # A client may nest deeper than Python may recurse.
+    todo: list[Any] = [value]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, _Text):
+            parts.append(item.text)
+        elif isinstance(item, float):
+            infinite = item in (float("inf"), float("-inf"))
+            parts.append(("1e999" if item > 0 else "-1e999") if infinite else f"{item:.17g}")
+        elif isinstance(item, dict):
+            members: list[Any] = [_Text("{")]
+            for key, member in item.items():
+                members += [_Text((", " if len(members) > 1 else "") + dumps(key) + ": "), member]
+            todo += [_Text("}"), *reversed(members)]
+        elif isinstance(item, list):
+            elements: list[Any] = [_Text("[")]
+            for element in item:
+                elements += [_Text(", "), element] if len(elements) > 1 else [element]
+            todo += [_Text("]"), *reversed(elements)]
+        else:
+            parts.append(dumps(item))
+    return "".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """Text that is written already."""
+
+    text: str

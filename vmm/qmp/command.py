@@ -1,0 +1,229 @@
+"""The registry of QMP commands, and the declarative check of their arguments.
+
+A command is a function `handler(call, arguments) -> reply` and a declaration of what it takes:
+
+    @GROUP.command("device_del", Arg("id", STR))
+    def device_del(call: Call, arguments: Arguments) -> None:
+        call.target.device_del(str(arguments["id"]))
+
+Arguments are checked before the handler runs, in the declared order, and refused in QEMU's words. A handler returns
+what JSON can say (None stands for `{}`), or is an `async def`, and raises an error of `vmm.errors` to refuse.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from vmm.errors import QmpError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from vmm.qmp.target import MachineTarget
+
+    Arguments = Mapping[str, Any]
+    Handler = Callable[["Call", Arguments], Any]
+
+
+class ArgType(Protocol):
+    """A type of argument."""
+
+    def check(self, value: object, path: str, name: str) -> None:
+        """Raise QmpError unless `value` is of this type.
+
+        `path` is the argument's full name (`model.name`, `paths[0]`); `name` its last part, `null` for an element.
+        """
+
+
+def _mistyped(path: str, expected: str) -> QmpError:
+    return QmpError(f"Invalid parameter type for '{path}', expected: {expected}")
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """A JSON type that has a Python type of its own. `expected`: what QEMU calls it."""
+
+    python_type: type
+    expected: str
+
+    def check(self, value: object, path: str, name: str) -> None:  # noqa: ARG002
+        """See `ArgType`. True and 1 are not the same here."""
+        if type(value) is not self.python_type:
+            raise _mistyped(path, self.expected)
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """An integer or a floating-point number."""
+
+    def check(self, value: object, path: str, name: str) -> None:  # noqa: ARG002
+        """See `ArgType`."""
+        if type(value) is not int and type(value) is not float:
+            raise _mistyped(path, "number")
+
+
+@dataclass(frozen=True, slots=True)
+class Integer:
+    """An integer with a range. `c_type` is QEMU's name of it, such as `int32_t`."""
+
+    low: int = -(1 << 63)
+    high: int = (1 << 63) - 1
+    c_type: str = "int64"
+
+    def check(self, value: object, path: str, name: str) -> None:
+        """See `ArgType`."""
+        if type(value) is not int:
+            raise _mistyped(path, "integer")
+        if not self.low <= value <= self.high:
+            if self.c_type in ("int64", "uint64"):
+                raise _mistyped(path, "integer")
+            raise QmpError(f"Parameter '{name}' expects {self.c_type}")
+
+
+@dataclass(frozen=True, slots=True)
+class Anything:
+    """Any JSON value."""
+
+    def check(self, value: object, path: str, name: str) -> None:
+        """See `ArgType`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Enum:
+    """One of a few strings."""
+
+    values: tuple[str, ...]
+
+    def check(self, value: object, path: str, name: str) -> None:
+        """See `ArgType`. A bad element of a list is of parameter `null`, as recorded."""
+        if type(value) is not str:
+            raise _mistyped(path, "string")
+        if value not in self.values:
+            raise QmpError(f"Parameter '{name}' does not accept value '{value}'")
+
+
+@dataclass(frozen=True, slots=True)
+class ListOf:
+    """An array of one type."""
+
+    element: ArgType
+
+    def check(self, value: object, path: str, name: str) -> None:  # noqa: ARG002
+        """See `ArgType`."""
+        if type(value) is not list:
+            raise _mistyped(path, "array")
+        for index, element in enumerate(value):
+            self.element.check(element, f"{path}[{index}]", "null")
+
+
+@dataclass(frozen=True, slots=True)
+class Struct:
+    """An object with declared members. `open`: undeclared members are let through to the handler."""
+
+    members: tuple[Arg, ...]
+    open: bool = False
+
+    def check(self, value: object, path: str, name: str) -> None:  # noqa: ARG002
+        """See `ArgType`."""
+        if type(value) is not dict:
+            raise _mistyped(path, "object")
+        self.check_members(value, f"{path}.")
+
+    def check_members(self, given: Mapping[str, Any], prefix: str = "") -> None:
+        """Raise QmpError unless all that must be there is there, of its type, and nothing else."""
+        known = 0
+        for member in self.members:
+            name = member.name
+            if name in given:
+                known += 1
+                member.type.check(given[name], prefix + name, name)
+            elif not member.optional:
+                raise QmpError(f"Parameter '{prefix}{name}' is missing")
+        if known != len(given) and not self.open:
+            declared = {member.name for member in self.members}
+            unknown = next(name for name in given if name not in declared)
+            raise QmpError(f"Parameter '{prefix}{unknown}' is unexpected")
+
+
+@dataclass(frozen=True, slots=True)
+class Arg:
+    """An argument, or a member of a `Struct`."""
+
+    name: str
+    type: ArgType
+    optional: bool = False
+
+
+STR: Final = Scalar(str, "string")
+BOOL: Final = Scalar(bool, "boolean")
+NUMBER: Final = Number()
+ANY: Final = Anything()
+INT: Final = Integer()
+INT8, INT16, INT32 = (Integer(-(1 << b - 1), (1 << b - 1) - 1, f"int{b}_t") for b in (8, 16, 32))
+UINT8, UINT16, UINT32 = (Integer(0, (1 << b) - 1, f"uint{b}_t") for b in (8, 16, 32))
+UINT64: Final = Integer(0, (1 << 64) - 1, "uint64")
+SIZE: Final = UINT64
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command. `oob`: it may run out of band, before those that wait; `preconfig`: also before the machine is."""
+
+    name: str
+    handler: Handler
+    args: Struct = Struct(())
+    oob: bool = False
+    preconfig: bool = False
+
+
+@dataclass(slots=True)
+class Call:
+    """What a handler is given besides its arguments. `version` is the reply of `query-version`."""
+
+    target: MachineTarget
+    registry: Registry
+    version: Mapping[str, Any]
+
+
+class CommandGroup:
+    """Commands of one subject, in the order of their declaration."""
+
+    def __init__(self) -> None:
+        self.commands: list[Command] = []
+
+    def command(
+        self, name: str, *args: Arg, oob: bool = False, preconfig: bool = False, open: bool = False
+    ) -> Callable[[Handler], Handler]:
+        """Declare the decorated function as a command. `open`: it takes arguments beyond those declared."""
+
+        def declare(handler: Handler) -> Handler:
+            self.commands.append(Command(name, handler, Struct(args, open), oob, preconfig))
+            return handler
+
+        return declare
+
+
+class Registry:
+    """The commands that a monitor has, by name."""
+
+    def __init__(self, commands: Iterable[Command] = ()) -> None:
+        self._commands: dict[str, Command] = {}
+        for command in commands:
+            self.add(command)
+
+    def add(self, command: Command) -> None:
+        """Add one. Raises ValueError if the name is taken: two parts of a program claim one command."""
+        if command.name in self._commands:
+            raise ValueError(f"QMP command {command.name} is declared twice; rename one, or leave out its group")
+        self._commands[command.name] = command
+
+    def find(self, name: str) -> Command | None:
+        """The command of that name."""
+        return self._commands.get(name)
+
+    def __iter__(self) -> Iterator[Command]:
+        return iter(self._commands.values())
+
+    def __len__(self) -> int:
+        return len(self._commands)

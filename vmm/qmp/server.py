@@ -1,0 +1,424 @@
+"""Where monitors meet the world: UNIX and TCP sockets, as server or client.
+
+A listening socket serves one client at a time, as QEMU's chardevs do: a second one connects, waits in the kernel's
+backlog, and is greeted when the first leaves. Each client gets a session of its own.
+
+A client that does not read costs no more than HIGH_WATER bytes and a little: its commands wait meanwhile. Events cannot
+wait; when OUTPUT_LIMIT bytes of them have piled up, the client is disconnected.
+
+Everything here runs on one asyncio loop and never blocks it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from vmm.errors import ConfigError, InUse
+from vmm.qmp.hmp import run_hmp
+from vmm.qmp.session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from vmm.qmp.command import Call
+    from vmm.qmp.events import Events
+
+log = logging.getLogger(__name__)
+
+HIGH_WATER: Final = 1 << 20
+"""Bytes that may wait for a client before its commands wait too."""
+OUTPUT_LIMIT: Final = 16 << 20
+"""Bytes that may wait for a client before it is disconnected."""
+BACKLOG: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class UnixAddress:
+    """A UNIX socket's path. A leading `@` means the abstract name space."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """A TCP host and port; port 0 lets the kernel choose when listening."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"tcp:{self.host}:{self.port}"
+
+
+Address = UnixAddress | TcpAddress
+
+
+class Monitor:
+    """What clients of one address talk to. `mode` is `control` (QMP) or `readline` (HMP)."""
+
+    def __init__(self, call: Call, events: Events, mode: str = "control", pretty: bool = False) -> None:
+        if mode not in ("control", "readline"):
+            raise ConfigError(f"Parameter 'mode' does not accept value '{mode}'; use control or readline")
+        self.call = call
+        self.events = events
+        self.mode = mode
+        self.pretty = pretty
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def connection(self, gone: Callable[[], None]) -> MonitorConnection:
+        """A protocol for a client that has come; `gone` is called when it has left."""
+        kind = QmpConnection if self.mode == "control" else HmpConnection
+        return kind(self, gone)
+
+    def spawn(self, work: Coroutine[Any, Any, None], done: Callable[[], None]) -> None:
+        """Run a command's coroutine to its end, whatever becomes of its client."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            done()
+
+        task.add_done_callback(ended)
+
+    def cancel(self) -> None:
+        """Cancel commands that still run; for the end of the process."""
+        for task in self._tasks:
+            task.cancel()
+
+
+class MonitorConnection(asyncio.Protocol):
+    """What the two kinds of monitor have in common: output with a limit, input on demand."""
+
+    def __init__(self, monitor: Monitor, gone: Callable[[], None]) -> None:
+        self._monitor = monitor
+        self._gone = gone
+        self._reader: asyncio.ReadTransport | None = None
+        self._writer: asyncio.WriteTransport | None = None
+        self._reading = True
+        self._left = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The client is there."""
+        if isinstance(transport, asyncio.ReadTransport):
+            self._reader = transport
+        if isinstance(transport, asyncio.WriteTransport):
+            self._writer = transport
+            transport.set_write_buffer_limits(HIGH_WATER)
+        if self._reader is not None and self._writer is not None:
+            self.start()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """The client has left."""
+        self.stop()
+        reader, self._reader = self._reader, None
+        writer, self._writer = self._writer, None
+        if reader is not None:
+            reader.close()
+        if writer is not None:
+            writer.close()
+            self._left.set()
+            self._gone()
+
+    def write(self, data: bytes) -> None:
+        """Send, or disconnect a client that has too much to read already."""
+        writer = self._writer
+        if writer is None or writer.is_closing():
+            return
+        writer.write(data)
+        if writer.get_write_buffer_size() > OUTPUT_LIMIT:
+            log.warning("monitor client does not read; disconnected after %d bytes", OUTPUT_LIMIT)
+            writer.abort()
+
+    def want_input(self, wanted: bool) -> None:
+        """Read from the client, or let it wait."""
+        if wanted is self._reading or self._reader is None or self._reader.is_closing():
+            return
+        self._reading = wanted
+        if wanted:
+            self._reader.resume_reading()
+        else:
+            self._reader.pause_reading()
+
+    async def close(self, seconds: float = 1.0) -> None:
+        """Send what is left, for at most `seconds`, and disconnect."""
+        self.stop()
+        writer = self._writer
+        if writer is None:
+            return
+        writer.close()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._left.wait()
+        except TimeoutError:
+            writer.abort()
+
+    def start(self) -> None:
+        """Begin: both directions are there."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """End: nothing will be sent any more."""
+        raise NotImplementedError
+
+
+class QmpConnection(MonitorConnection):
+    """A QMP client."""
+
+    def __init__(self, monitor: Monitor, gone: Callable[[], None]) -> None:
+        super().__init__(monitor, gone)
+        self.session = Session(monitor.call, monitor.events, self.write, self._spawn, monitor.pretty)
+
+    def start(self) -> None:
+        """See `MonitorConnection`."""
+        self.session.greet()
+
+    def stop(self) -> None:
+        """See `MonitorConnection`."""
+        self.session.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came."""
+        self.session.feed(data)
+        self._adjust()
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        self.session.hold()
+        self._adjust()
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self.session.release()
+        self._adjust()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._monitor.spawn(work, self._adjust)
+
+    def _adjust(self) -> None:
+        self.want_input(self.session.wants_input)
+
+
+class HmpConnection(MonitorConnection):
+    """A human, or a script that plays one: lines in, text out, with a prompt."""
+
+    PROMPT: Final = b"(qemu) "
+    LINE_LIMIT: Final = 4095
+
+    def __init__(self, monitor: Monitor, gone: Callable[[], None]) -> None:
+        super().__init__(monitor, gone)
+        self._line = bytearray()
+
+    def start(self) -> None:
+        """See `MonitorConnection`."""
+        version = run_hmp(self._monitor.call.target, self._monitor.call.version, "info version").strip()
+        self.write(f"{version} monitor - type 'help' for more information\r\n".encode() + self.PROMPT)
+
+    def stop(self) -> None:
+        """See `MonitorConnection`."""
+        self._line.clear()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came. Of a line that is too long the end is dropped."""
+        *lines, rest = data.replace(b"\r", b"\n").split(b"\n")
+        for line in lines:
+            self._line += line
+            text = self._line[: self.LINE_LIMIT].decode("utf-8", "replace")
+            self._line.clear()
+            if text.strip():
+                output = run_hmp(self._monitor.call.target, self._monitor.call.version, text)
+                self.write(output.replace("\n", "\r\n").encode())
+                self.write(self.PROMPT)
+        self._line += rest
+        del self._line[self.LINE_LIMIT :]
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        self.want_input(False)
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self.want_input(True)
+
+
+class MonitorServer:
+    """A listening socket, and the one client it serves."""
+
+    def __init__(self, monitor: Monitor, address: Address) -> None:
+        self._monitor = monitor
+        self.address: Address = address
+        """Where it listens; with TCP port 0, the real port once `start` has returned."""
+        self._socket: socket.socket | None = None
+        self._inode: tuple[int, int] | None = None
+        self._client: MonitorConnection | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._connected = asyncio.Event()
+
+    async def start(self) -> None:
+        """Listen. Raises InUse if somebody else does, ConfigError if it cannot be done."""
+        try:
+            self._socket = self._listen()
+        except OSError as error:
+            raise ConfigError(f"Failed to listen on {self.address}: {error.strerror or error}") from error
+        self._socket.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._socket.fileno(), self._accept)
+
+    async def wait_connected(self) -> None:
+        """Return once a client is there (`wait=on`)."""
+        await self._connected.wait()
+
+    async def close(self) -> None:
+        """Stop listening, send the client what is left, disconnect it, remove the socket's file. May be repeated."""
+        listener, self._socket = self._socket, None
+        if listener is not None:
+            asyncio.get_running_loop().remove_reader(listener.fileno())
+            listener.close()
+            self._remove_file()
+        if self._client is not None:
+            await self._client.close()
+        self._monitor.cancel()
+
+    def _listen(self) -> socket.socket:
+        where: Any
+        if isinstance(self.address, TcpAddress):
+            infos = socket.getaddrinfo(self.address.host or None, self.address.port, type=socket.SOCK_STREAM)
+            family, kind, proto, _, where = infos[0]
+            listener = socket.socket(family, kind, proto)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        else:
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            path = self.address.path
+            where = "\0" + path[1:] if path.startswith("@") else path
+        try:
+            if isinstance(self.address, UnixAddress) and not self.address.path.startswith("@"):
+                _clear_stale(self.address.path)
+                # The file that bind makes takes this mode: there is no moment at which others may connect.
+                os.fchmod(listener.fileno(), 0o600)
+            listener.bind(where)
+            listener.listen(BACKLOG)
+        except BaseException:
+            listener.close()
+            raise
+        if isinstance(self.address, TcpAddress):
+            self.address = TcpAddress(self.address.host, listener.getsockname()[1])
+        elif not self.address.path.startswith("@"):
+            made = os.stat(self.address.path)  # noqa: PTH116  (a path from the user, used as it is)
+            self._inode = (made.st_dev, made.st_ino)
+        return listener
+
+    def _remove_file(self) -> None:
+        """Remove our socket's file, but not another's that has taken its path."""
+        if self._inode is None or not isinstance(self.address, UnixAddress):
+            return
+        try:
+            there = os.lstat(self.address.path)
+            if (there.st_dev, there.st_ino) == self._inode:
+                os.unlink(self.address.path)  # noqa: PTH108
+        except OSError:
+            pass  # Gone already, or its directory is: what we wanted.
+        self._inode = None
+
+    def _accept(self) -> None:
+        listener = self._socket
+        if listener is None:
+            return
+        try:
+            client, _ = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+            return
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                raise
+            log.error("monitor %s cannot accept a client: %s", self.address, error.strerror)
+            asyncio.get_running_loop().remove_reader(listener.fileno())
+            asyncio.get_running_loop().call_later(1.0, self._listen_again)
+            return
+        asyncio.get_running_loop().remove_reader(listener.fileno())
+        client.setblocking(False)
+        connection = self._client = self._monitor.connection(self._client_gone)
+        self._connecting = asyncio.get_running_loop().create_task(_attach(client, connection, self._client_gone))
+        self._connected.set()
+
+    def _client_gone(self) -> None:
+        self._client = None
+        self._listen_again()
+
+    def _listen_again(self) -> None:
+        if self._socket is not None and self._client is None:
+            asyncio.get_running_loop().add_reader(self._socket.fileno(), self._accept)
+
+
+async def _attach(client: socket.socket, connection: MonitorConnection, failed: Callable[[], None]) -> None:
+    try:
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, client)
+    except OSError as error:
+        log.warning("monitor client was lost while connecting: %s", error)
+        client.close()
+        connection.stop()
+        failed()
+
+
+def _clear_stale(path: str) -> None:
+    """Remove a socket's file that nobody listens on any more. Raises InUse if somebody does, or it is no socket."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise InUse(f"Failed to listen on unix:{path}: the file is there and is no socket; choose another path", path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)  # noqa: PTH108
+            return
+        except FileNotFoundError:
+            return
+        except BlockingIOError:
+            pass  # Somebody listens, and is busy.
+    raise InUse(f"Failed to listen on unix:{path}: another process listens there; stop it or choose another path", path)
+
+
+class MonitorClient:
+    """A monitor that connects to somebody who listens, as QEMU's test programs do."""
+
+    def __init__(self, monitor: Monitor, address: Address) -> None:
+        self._monitor = monitor
+        self.address: Address = address
+        self._connection: MonitorConnection | None = None
+
+    async def start(self) -> None:
+        """Connect. Raises ConfigError if nobody listens."""
+        loop = asyncio.get_running_loop()
+        connection = self._connection = self._monitor.connection(self._gone)
+        try:
+            if isinstance(self.address, UnixAddress):
+                path = self.address.path
+                where = "\0" + path[1:] if path.startswith("@") else path
+                await loop.create_unix_connection(lambda: connection, where)
+            else:
+                await loop.create_connection(lambda: connection, self.address.host, self.address.port)
+        except OSError as error:
+            connection.stop()
+            self._connection = None
+            raise ConfigError(f"Failed to connect to '{self.address}': {error.strerror or error}") from error
+
+    async def close(self) -> None:
+        """Send what is left, and disconnect. May be repeated."""
+        if self._connection is not None:
+            await self._connection.close()
+        self._monitor.cancel()
+
+    def _gone(self) -> None:
+        self._connection = None
