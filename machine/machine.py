@@ -1,0 +1,285 @@
+"""What every machine has: memory, a clock, a trace, a ledger, a loop, devices with ids, and a run state.
+
+`from machine import Machine`: everything the command line can do, a script can.
+
+    machine = Machine.create("pc", MachineConfig(ram_size=64 << 20, kernel="guest.elf"))
+    machine.device_add({"driver": "edu", "id": "e0"})
+    status = asyncio.run(machine.run())
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from devices.device import Property
+from machine import plug
+from machine.registry import machine_type
+from vmm.clock import HostClock, VirtualClock
+from vmm.errors import ConfigError, LifecycleError, QmpError
+from vmm.lifecycle import Holdings, Ledger
+from vmm.loop import Loop
+from vmm.memory import AddressSpace, GuestMemory
+from vmm.order import Executor
+from vmm.trace import Trace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from devices.device import Device
+    from vmm.chardev import CharBackend
+
+    EventSink = Callable[[str, dict[str, Any]], None]
+
+
+class RunState(enum.Enum):
+    """QEMU's run states, as query-status names them."""
+
+    PRELAUNCH = "prelaunch"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SHUTDOWN = "shutdown"
+
+
+@dataclass(slots=True)
+class MachineConfig:
+    """What a machine is made from. Sizes in bytes; paths as given by the user."""
+
+    ram_size: int = 128 << 20
+    cpus: int = 1
+    max_cpus: int | None = None
+    accel: str = "tcg"
+    """`tcg` (the Unicorn engine), or `qtest` (no instruction runs, the clock is virtual)."""
+    kernel: str | None = None
+    initrd: str | None = None
+    append: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Properties of the machine type (`-machine pc,NAME=VALUE`)."""
+    globals: list[tuple[str, str, Any]] = field(default_factory=list)
+    """(driver, property, value) defaults of `-global`."""
+    serial: list[CharBackend] = field(default_factory=list)
+    start_paused: bool = False
+    no_reboot: bool = False
+    no_shutdown: bool = False
+    name: str | None = None
+    uuid: str = "00000000-0000-0000-0000-000000000000"
+    rtc_base: str = "utc"
+    fw_cfg: list[tuple[str, bytes]] = field(default_factory=list)
+
+
+class Machine:
+    """Base of the machine types. A subclass wires its board up in `build`, and says how to boot in `power_on`."""
+
+    type_name: ClassVar[str] = ""
+    description: ClassVar[str] = ""
+    max_cpus: ClassVar[int] = 1
+    properties: ClassVar[tuple[Property, ...]] = ()
+    """Options of the machine type."""
+
+    def __init__(self, config: MachineConfig | None = None) -> None:
+        self.config = config or MachineConfig()
+        self.values = self._options(self.config.options)
+        self.executor = Executor()
+        self.clock: HostClock | VirtualClock = VirtualClock() if self.config.accel == "qtest" else HostClock()
+        self.trace = Trace(self.clock.now)
+        self.ledger = Ledger()
+        self.holdings = Holdings(self.ledger, "machine")
+        self.loop = Loop(self.clock, self.executor)
+        self.ports = AddressSpace.ports()
+        self.mmio = AddressSpace.memory()
+        self.memory = GuestMemory(self.config.ram_size)
+        self.state = RunState.PRELAUNCH
+        self.exit_status = 0
+        self.peripherals: dict[str, Device] = {}
+        """Devices that the user named, by id."""
+        self.anonymous: dict[int, Device] = {}
+        """Devices that the user did not name, by their number in /machine/peripheral-anon."""
+        self.unattached: list[Device] = []
+        """Devices of the board, in the order of their making."""
+        self.objects: dict[str, Any] = {}
+        self.buses: dict[str, plug.Bus] = {}
+        self._anonymous_numbers = itertools.count()
+        self._event_sinks: list[EventSink] = []
+        self._ended = False
+        self.clock.stop()
+        try:
+            self.build()
+        except BaseException:
+            self.close()
+            raise
+        if isinstance(self.clock, VirtualClock):
+            self.loop.running = False
+
+    @classmethod
+    def create(cls, name: str, config: MachineConfig | None = None) -> Machine:
+        """A machine of a type from the registry. ConfigError if there is none, or for a bad option."""
+        return machine_type(name)(config)
+
+    def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        known = {p.name: p for p in self.properties}
+        values = {p.name: p.default for p in self.properties}
+        for name, value in given.items():
+            if name not in known:
+                raise ConfigError(f"Property '{self.type_name}-machine.{name}' not found")
+            values[name] = known[name].parse(f"{self.type_name}-machine", value, from_text=isinstance(value, str))
+        return values
+
+    # For subclasses.
+
+    def build(self) -> None:
+        """Make and wire the board."""
+
+    def power_on(self) -> None:
+        """Reset all devices and CPUs and leave the machine as firmware would: the first instruction is next."""
+
+    def add_board_device(self, device: Device) -> None:
+        """Realize a device of the board; it lives as long as the machine."""
+        plug.apply_globals(self, device)
+        device.path = f"/machine/unattached/device[{len(self.unattached)}]"
+        self.unattached.append(device)
+        device.realize(self)  # type: ignore[arg-type]  # a Board, for the machines that have devices
+
+    def named_board_devices(self) -> dict[str, Device]:
+        """Devices of the board that have a QOM path of their own, by that path beneath /machine."""
+        return {}
+
+    # Events.
+
+    def on_event(self, sink: EventSink) -> Callable[[], None]:
+        """Hear of QMP events (name, data). Returns the call that stops it."""
+        self._event_sinks.append(sink)
+        return lambda: self._event_sinks.remove(sink)
+
+    def emit(self, name: str, data: dict[str, Any] | None = None) -> None:
+        """Tell everyone who listens."""
+        for sink in list(self._event_sinks):
+            sink(name, data or {})
+
+    # Run state.
+
+    def start(self) -> None:
+        """Power on, and run unless it was asked to start stopped."""
+        self.power_on()
+        if not self.config.start_paused:
+            self._resume()
+
+    async def run(self) -> int:
+        """Start if not started, and run until shutdown. Returns the exit status."""
+        if self.state is RunState.PRELAUNCH and not self.config.start_paused and not self.loop.running:
+            self.start()
+        await self.loop.run()
+        return self.exit_status
+
+    def _resume(self) -> None:
+        self.state = RunState.RUNNING
+        if isinstance(self.clock, HostClock):
+            self.clock.resume()
+        self.loop.running = True
+        self.loop.wake()
+
+    def stop(self) -> None:
+        """QMP stop: the guest stands still. Stopping twice does nothing."""
+        if self.state is RunState.RUNNING:
+            self._pause(RunState.PAUSED)
+
+    def _pause(self, state: RunState) -> None:
+        self.state = state
+        self.loop.running = False
+        self.clock.stop()
+        self.loop.kick()
+        self.emit("STOP")
+
+    def cont(self) -> None:
+        """QMP cont. LifecycleError after a shutdown that only a reset can leave."""
+        if self.state is RunState.SHUTDOWN:
+            raise QmpError("Resetting the Virtual Machine is required")
+        if self.state is not RunState.RUNNING:
+            self._resume()
+            self.emit("RESUME")
+
+    def reset(self, reason: str = "host-qmp-system-reset") -> None:
+        """Reset now (between slices). What the guest was asked to let go of goes with it."""
+        self.emit("RESET", {"guest": reason.startswith("guest"), "reason": reason})
+        self.power_on()
+        if self.state is RunState.SHUTDOWN:
+            self.state = RunState.PRELAUNCH
+
+    def request_reset(self, reason: str) -> None:
+        """Reset as soon as the access at hand is over."""
+        if self.config.no_reboot and reason.startswith("guest"):
+            self.request_shutdown(reason)
+        else:
+            self.loop.request(lambda: self.reset(reason))
+
+    def request_shutdown(self, reason: str, status: int = 0) -> None:
+        """End (or, with -no-shutdown, stop) as soon as the access at hand is over."""
+        self.loop.request(lambda: self._shutdown(reason, status))
+
+    def _shutdown(self, reason: str, status: int) -> None:
+        if self._ended:
+            return
+        self.emit("SHUTDOWN", {"guest": reason.startswith("guest"), "reason": reason})
+        if self.config.no_shutdown and reason.startswith("guest"):
+            self._pause(RunState.SHUTDOWN)
+            return
+        self._ended = True
+        self.exit_status = status
+        self.loop.finish()
+
+    def powerdown(self) -> None:
+        """QMP system_powerdown: press the power button, where there is one."""
+        self.emit("POWERDOWN")
+
+    def quit(self, reason: str = "host-qmp-quit") -> None:
+        """End the machine."""
+        self._shutdown(reason, 0)
+
+    def close(self) -> None:
+        """Unrealize everything, last made first; the ledger is empty afterwards."""
+        for device in [*reversed(self.anonymous.values()), *reversed(self.peripherals.values())]:
+            plug.remove(self, device, announce=False)
+        for name in reversed(list(self.objects)):
+            plug.object_del(self, name)
+        for device in reversed(self.unattached):
+            device.unrealize()
+        self.unattached.clear()
+        self.holdings.close()
+
+    # Devices and objects.
+
+    def device_add(self, given: Mapping[str, object], from_text: bool = False) -> Device:
+        """Plug a device: properties as in QMP's device_add (JSON types), or all text (`from_text`).
+
+        Refused with a ConfigError in QEMU's words; the machine is then as it was.
+        """
+        return plug.device_add(self, given, from_text)
+
+    def device_del(self, id: str) -> None:
+        """Ask the guest to let go of a device, by id or QOM path."""
+        plug.device_del(self, id)
+
+    def object_add(self, given: Mapping[str, object], from_text: bool = False) -> None:
+        """Make an object (`-object`, object-add)."""
+        plug.object_add(self, given, from_text)
+
+    def object_del(self, id: str) -> None:
+        """Remove an object; ConfigError while something uses it."""
+        plug.object_del(self, id)
+
+    def next_anonymous(self) -> int:
+        """The number of the next device without an id."""
+        return next(self._anonymous_numbers)
+
+    def device(self, name: str) -> Device:
+        """A plugged device by id. DeviceNotFound otherwise."""
+        return plug.find(self, name)
+
+    @property
+    def hotplugging(self) -> bool:
+        """True once the board has been powered on: from then on a plug is a hot-plug."""
+        return self.state is not RunState.PRELAUNCH or self.loop.running
+
+
+__all__ = ["ConfigError", "LifecycleError", "Machine", "MachineConfig", "RunState"]

@@ -1,0 +1,195 @@
+"""Where the local APICs, the PICs and a CPU engine meet.
+
+A `Processor` is one CPU as its local APIC sees it: it keeps the engine told which vector may be injected, and tells
+the chip it came from when the CPU took it. `Processors` answers everything that running guests do: ports, memory,
+MSRs, CPUID.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from devices.device import Device
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from devices.i8259 import I8259
+    from devices.lapic import LocalApic
+    from vmm.cpu.engine import Engine, EngineVcpu, Registers
+    from vmm.loop import Loop
+    from vmm.memory import AddressSpace
+
+APIC_PAGE = 0xFEE00
+IA32_APIC_BASE = 0x1B
+IA32_TSC_DEADLINE = 0x6E0
+
+
+class Processor:
+    """One CPU: a local APIC in front of an engine's vCPU. Implements `devices.lapic.CpuSignals`."""
+
+    __slots__ = ("_armed", "_from_pic", "_loop", "_pic", "lapic", "vcpu")
+
+    def __init__(self, vcpu: EngineVcpu, loop: Loop, pic: I8259) -> None:
+        self.vcpu = vcpu
+        self.lapic: LocalApic
+        self._loop = loop
+        self._pic = pic
+        self._armed: int | None = None
+        self._from_pic = False
+
+    def interrupt_changed(self) -> None:
+        """The injectable vector may have changed: arm the engine anew. An ExtINT goes first, as in KVM."""
+        lapic = self.lapic
+        vector = None
+        if self._pic.int_level and lapic.accept_pic_intr:
+            vector = self._pic.peek()
+        from_pic = vector is not None
+        if vector is None:
+            vector = lapic.pending_vector()
+        self._from_pic = from_pic
+        if vector != self._armed:
+            self._armed = vector
+            self.vcpu.set_interrupt(vector)
+            if vector is not None:
+                self._loop.wake()
+
+    def acknowledged(self, vector: int) -> None:
+        """The CPU took `vector`: the interrupt acknowledge cycle of the chip that offered it."""
+        self._armed = None
+        if self._from_pic:
+            self._pic.intack()
+        else:
+            self.lapic.acknowledge(vector)
+        self.interrupt_changed()
+
+    def nmi(self) -> None:
+        self.vcpu.nmi()
+        self._loop.wake()
+
+    def smi(self) -> None:
+        """No system management mode here: an SMI does nothing, as on a CPU whose firmware set none up."""
+
+    def init(self) -> None:
+        self.vcpu.init()
+        self._armed = None
+        self.interrupt_changed()
+
+    def sipi(self, vector: int) -> None:
+        self.vcpu.sipi(vector)
+        self._loop.kick()
+
+    def reset(self) -> None:
+        """Power-on: the engine's vCPU starts over with nothing armed."""
+        self._armed = None
+        self._from_pic = False
+
+
+class Processors:
+    """The machine's answer to whatever a running guest does. Implements `vmm.cpu.engine.CpuCallbacks`."""
+
+    def __init__(self, ports: AddressSpace, mmio: AddressSpace, pending: object, drain: Callable[[], None]) -> None:
+        self.all: list[Processor] = []
+        self.engine: Engine
+        self._ports = ports
+        self._mmio = mmio
+        self._pending = pending
+        self._drain = drain
+
+    @property
+    def current(self) -> Processor:
+        """The CPU that runs, or ran last."""
+        return self.all[self.engine.current]
+
+    # CpuCallbacks. Work that a handler queued runs before the guest goes on, as if another host CPU had done it.
+
+    def port_read(self, port: int, size: int) -> int:
+        value = self._ports.read(port, size)
+        if self._pending:
+            self._drain()
+        return value
+
+    def port_write(self, port: int, size: int, value: int) -> None:
+        self._ports.write(port, size, value)
+        if self._pending:
+            self._drain()
+
+    def mmio_read(self, gpa: int, size: int) -> int:
+        if gpa >> 12 == APIC_PAGE:
+            return self.all[self.engine.current].lapic.mmio_read(gpa & 0xFFF, size)
+        value = self._mmio.read(gpa, size)
+        if self._pending:
+            self._drain()
+        return value
+
+    def mmio_write(self, gpa: int, size: int, value: int) -> None:
+        if gpa >> 12 == APIC_PAGE:
+            self.all[self.engine.current].lapic.mmio_write(gpa & 0xFFF, size, value)
+        else:
+            self._mmio.write(gpa, size, value)
+        if self._pending:
+            self._drain()
+
+    def rdmsr(self, msr: int) -> int | None:
+        return self.current.lapic.msr_read(msr)
+
+    def wrmsr(self, msr: int, value: int) -> bool:
+        accepted = self.current.lapic.msr_write(msr, value)
+        if self._pending:
+            self._drain()
+        return accepted
+
+    def cpuid(self, leaf: int, subleaf: int, native: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+        eax, ebx, ecx, edx = native
+        lapic = self.current.lapic
+        count = len(self.all)
+        if leaf == 1:
+            ebx = (ebx & 0x0000_FFFF) | (lapic.apic_id & 0xFF) << 24 | (count if count > 1 else 1) << 16
+            edx = edx | 1 << 28 if count > 1 else edx & ~(1 << 28)
+            edx = edx | 1 << 9 if lapic.enabled else edx & ~(1 << 9)
+        elif leaf == 0xB:
+            # One thread a core, all cores in one package, as QEMU's -smp N.
+            width = max(count - 1, 0).bit_length()
+            if subleaf == 0:
+                eax, ebx, ecx = 0, 1, 0x100
+            elif subleaf == 1:
+                eax, ebx, ecx = width, count, 0x201
+            else:
+                eax, ebx, ecx = 0, 0, subleaf & 0xFF
+            edx = lapic.apic_id
+        return eax, ebx, ecx, edx
+
+    def cr8_write(self, tpr: int) -> None:
+        self.current.lapic.tpr = tpr << 4
+
+    def acknowledged(self, vector: int) -> None:
+        self.all[self.engine.current].acknowledged(vector)
+
+    # The rest of the machine.
+
+    def interrupts_changed(self) -> None:
+        """The PICs' output changed."""
+        for processor in self.all:
+            processor.interrupt_changed()
+
+    def reset(self, boot: Registers | None) -> None:
+        """Power-on of all CPUs; the first starts with `boot` (or at the reset vector), the others wait for SIPI."""
+        for i, processor in enumerate(self.all):
+            processor.reset()
+            if i == 0:
+                processor.vcpu.reset()
+                if boot is not None:
+                    processor.vcpu.set_registers(boot)
+            else:
+                processor.vcpu.init()
+            processor.vcpu.set_interrupt(None)
+            processor.interrupt_changed()
+
+
+class X86Cpu(Device):
+    """The CPU as a device: something that QOM and query-cpus-fast can name."""
+
+    driver = "qemu64-x86_64-cpu"
+    description = "x86-64 CPU of the engine"
+    user_creatable = False
+    bus_type = "System"

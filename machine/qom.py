@@ -1,0 +1,177 @@
+"""The object tree that qom-list and qom-get show: /machine, its devices, /objects.
+
+The tree is made anew for each question from what the machine has; nothing is kept twice. Paths are QOM's: absolute,
+or partial ("ioapic"), which find the one node whose path ends that way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from devices.device import Device
+from machine import registry
+from vmm.errors import ConfigError, DeviceNotFound, QmpError
+from vmm.lifecycle import Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from machine.machine import Machine
+
+
+@dataclass(slots=True)
+class Node:
+    """One object: its type, its properties as (type, how to read it), its children by name."""
+
+    type: str
+    properties: dict[str, tuple[str, Callable[[], Any]]] = field(default_factory=dict)
+    children: dict[str, Node] = field(default_factory=dict)
+    device: Device | None = None
+
+    def listing(self) -> list[dict[str, Any]]:
+        """As qom-list shows it."""
+        rows: list[dict[str, Any]] = [{"name": "type", "type": "string"}]
+        rows += [{"name": name, "type": kind} for name, (kind, _) in self.properties.items()]
+        rows += [{"name": name, "type": f"child<{child.type}>"} for name, child in self.children.items()]
+        return rows
+
+
+def _device_node(device: Device) -> Node:
+    node = Node(device.driver, device=device)
+    bus = getattr(device, "bus", None)
+    node.properties["parent_bus"] = ("link<bus>", lambda: getattr(bus, "path", bus.name if bus else ""))
+    node.properties["realized"] = (
+        "bool",
+        lambda: device.life.phase in (Phase.REALIZED, Phase.UNPLUG_REQUESTED) or not device.path.startswith("/machine/p"),
+    )
+    node.properties["hotplugged"] = ("bool", lambda: getattr(device, "hotplugged", False))
+    node.properties["hotpluggable"] = ("bool", lambda: device.hotpluggable)
+    for prop in device.properties:
+        node.properties[prop.name] = (prop.type_name, lambda name=prop.name: device.values.get(name))
+    return node
+
+
+def _container(children: dict[str, Node]) -> Node:
+    return Node("container", children=children)
+
+
+def tree(machine: Machine) -> Node:
+    """The root, with all there is beneath it."""
+    board = Node(f"{machine.type_name}-machine")
+    for prop in machine.properties:
+        board.properties[prop.name] = (prop.type_name, lambda name=prop.name: machine.values.get(name))
+    board.children["peripheral"] = _container({k: _device_node(d) for k, d in machine.peripherals.items()})
+    board.children["peripheral-anon"] = _container(
+        {f"device[{n}]": _device_node(d) for n, d in machine.anonymous.items()}
+    )
+    board.children["unattached"] = _container(
+        {f"device[{i}]": _device_node(d) for i, d in enumerate(machine.unattached)}
+    )
+    for name, device in machine.named_board_devices().items():
+        parent = board
+        *path, last = name.split("/")
+        for part in path:
+            parent = parent.children[part]
+        parent.children[last] = _device_node(device)
+    objects = _container({name: Node(made.qom_type) for name, made in machine.objects.items()})
+    return _container({"machine": board, "objects": objects, "chardevs": _container({})})
+
+
+def _walk(node: Node, path: str) -> Iterator[tuple[str, Node]]:
+    for name, child in node.children.items():
+        yield f"{path}/{name}", child
+        yield from _walk(child, f"{path}/{name}")
+
+
+def resolve(machine: Machine, path: str) -> Node:
+    """The node of a path. DeviceNotFound if there is none or a partial path is ambiguous."""
+    root = tree(machine)
+    if path.startswith("/"):
+        node = root
+        for part in path.split("/"):
+            if part:
+                child = node.children.get(part)
+                if child is None:
+                    raise DeviceNotFound(path)
+                node = child
+        return node
+    found = [node for where, node in _walk(root, "") if where.endswith(f"/{path}")]
+    if not path or not found:
+        raise DeviceNotFound(path)
+    if len(found) > 1 and any(n.device is not found[0].device for n in found):
+        raise QmpError(f"Path '{path}' does not uniquely identify an object")
+    return found[0]
+
+
+def exists(machine: Machine, path: str) -> bool:
+    """Whether something is at an absolute path."""
+    try:
+        resolve(machine, path)
+    except DeviceNotFound:
+        return False
+    return True
+
+
+def get(machine: Machine, path: str, name: str) -> Any:
+    """A property's value. ConfigError, in QEMU's words, if the object has none of that name."""
+    node = resolve(machine, path)
+    if name == "type":
+        return node.type
+    if name not in node.properties:
+        raise ConfigError(f"Property '{node.type}.{name}' not found")
+    return node.properties[name][1]()
+
+
+def set_property(machine: Machine, path: str, name: str, value: object) -> None:  # noqa: ARG001
+    """qom-set: no property of ours can be set once its object is realized, and the error says so."""
+    node = resolve(machine, path)
+    if name == "type":
+        raise ConfigError(f"Property '{node.type}.type' is not writable")
+    if name not in node.properties:
+        raise ConfigError(f"Property '{node.type}.{name}' not found")
+    if node.device is not None:
+        whose = f"device '{node.device.id}'" if node.device.id else "anonymous device"
+        raise ConfigError(
+            f"Attempt to set property '{name}' on {whose} (type '{node.type}') after it was realized"
+        )
+    raise ConfigError(f"Property '{node.type}.{name}' is not writable")
+
+
+def types(implements: str | None = None, abstract: bool = False) -> list[dict[str, Any]]:
+    """qom-list-types: our device, machine and object types and their abstract parents."""
+    rows: list[tuple[str, str, bool, set[str]]] = []
+    for cls in registry.device_types():
+        parent = registry.ABSTRACT_OF_BUS.get(cls.bus_type, "device")
+        rows.append((cls.driver, parent, False, {cls.driver, parent, "device", "object"}))
+    for name, above in registry.ABSTRACT_DEVICES.items():
+        rows.append((name, above or "object", True, {name, above or "object", "device", "object"}))
+    for name in registry.machine_names():
+        rows.append((f"{name}-machine", "machine", False, {f"{name}-machine", "machine", "object"}))
+    for name in registry.object_names():
+        rows.append((name, "object", False, {name, "object", "user-creatable"}))
+    for name in ("tcg-accel", "qtest-accel"):
+        rows.append((name, "accel", False, {name, "accel", "object"}))
+    return [
+        {"name": name, "parent": parent, **({"abstract": True} if is_abstract else {})}
+        for name, parent, is_abstract, ancestors in rows
+        if (abstract or not is_abstract) and (implements is None or implements in ancestors)
+    ]
+
+
+def properties_of(driver: str) -> list[dict[str, Any]]:
+    """device-list-properties of a driver."""
+    if driver in registry.ABSTRACT_DEVICES:
+        raise ConfigError("Parameter 'typename' expects a non-abstract device type")
+    cls = registry.device_type(driver)
+    if cls is None:
+        raise DeviceNotFound(driver)
+    rows = []
+    for prop in cls.properties:
+        row: dict[str, Any] = {"name": prop.name, "type": prop.type_name}
+        if prop.description:
+            row["description"] = prop.description
+        if prop.default is not None:
+            row["default-value"] = prop.default
+        rows.append(row)
+    return rows

@@ -1,0 +1,111 @@
+"""Which machine and device types there are.
+
+Ours are listed by driver name and imported when they are first needed, so that a start pays only for what it uses.
+Third parties add theirs through the entry-point groups `vintx.machines` and `vintx.devices` (name = driver name).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+from vmm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from devices.device import Device
+    from machine.machine import Machine
+
+_DEVICES = {
+    "edu": "devices.edu:Edu",
+    "fw_cfg": "devices.fw_cfg:FwCfg",
+    "i440FX": "devices.pci.host:I440FX",
+    "i440FX-pcihost": "devices.pci.host:I440FXPciHost",
+    "ioapic": "devices.ioapic_device:IoApicDevice",
+    "isa-debug-exit": "devices.debug_exit:DebugExit",
+    "isa-i8259": "devices.i8259:I8259",
+    "isa-pit": "devices.i8254:I8254",
+    "isa-serial": "devices.uart16550:Uart16550",
+    "mc146818rtc": "devices.mc146818:Mc146818",
+    "pc-testdev": "devices.pc_testdev:PcTestdev",
+    "pci-testdev": "devices.pci_testdev:PciTestdev",
+    "PIIX3": "devices.pci.piix3:Piix3",
+    "PIIX4_PM": "devices.pci.piix3:Piix4Pm",
+    "qemu64-x86_64-cpu": "machine.processor:X86Cpu",
+    "vfio-pci": "devices.vfio_pci:VfioPci",
+}
+_OBJECTS = {"vfio-host-device": "devices.vfio_host:VfioHostDevice"}
+_MACHINES = {"pc": "machine.pc:PcMachine", "none": "machine.none:NoneMachine"}
+_MACHINE_ALIASES = {"pc-i440fx": "pc"}
+ABSTRACT_DEVICES = {"device": None, "pci-device": "device", "isa-device": "device", "sys-bus-device": "device"}
+"""Abstract device types and their parents, as qom-list-types shows them."""
+ABSTRACT_OF_BUS = {"PCI": "pci-device", "ISA": "isa-device", "System": "sys-bus-device"}
+
+
+def _load(reference: str) -> type:
+    module, _, name = reference.partition(":")
+    found = getattr(importlib.import_module(module), name)
+    assert isinstance(found, type)
+    return found
+
+
+@functools.cache
+def _plugged(group: str) -> dict[str, str]:
+    return {point.name: point.value for point in entry_points(group=group)}
+
+
+def device_names() -> list[str]:
+    """Every concrete driver name, sorted as `-device help` lists them."""
+    return sorted({*_DEVICES, *_plugged("vintx.devices")}, key=str.lower)
+
+
+@functools.cache
+def device_type(driver: str) -> type[Device] | None:
+    """The class of a driver; None if there is none. ConfigError if a third party's cannot be imported."""
+    reference = _DEVICES.get(driver) or _plugged("vintx.devices").get(driver)
+    if reference is None:
+        return None
+    try:
+        return _load(reference)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"device type {driver!r} cannot be loaded from {reference}: {error}") from error
+
+
+def device_types() -> Iterator[type[Device]]:
+    """Every concrete device type."""
+    for name in device_names():
+        found = device_type(name)
+        if found is not None:
+            yield found
+
+
+def machine_names() -> list[str]:
+    """Every machine type, sorted."""
+    return sorted({*_MACHINES, *_plugged("vintx.machines")})
+
+
+def machine_type(name: str) -> type[Machine]:
+    """The class of a machine type. ConfigError, in QEMU's words, if there is none."""
+    name = _MACHINE_ALIASES.get(name, name)
+    reference = _MACHINES.get(name) or _plugged("vintx.machines").get(name)
+    if reference is None:
+        raise ConfigError(f"unsupported machine type: '{name}'. Use -machine help to list supported machines")
+    try:
+        return _load(reference)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"machine type {name!r} cannot be loaded from {reference}: {error}") from error
+
+
+def object_names() -> list[str]:
+    """Every object type that `-object` can make."""
+    return sorted(_OBJECTS)
+
+
+@functools.cache
+def object_type(name: str) -> type | None:
+    """The class of an object type; None if there is none."""
+    reference = _OBJECTS.get(name)
+    return None if reference is None else _load(reference)

@@ -1,0 +1,148 @@
+"""A virtual machine as a process: started with QEMU's command line, watched by its serial lines and its monitor.
+
+`vintx demo` and `vintx bench` see a machine as any script does: over a pipe and over QMP, with QEMU's own client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qemu.qmp import EventListener, QMPClient
+
+from vmm.errors import VintxError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+
+class GuestLost(VintxError):
+    """The process ended, or did not say what it should have said in time. `output`: what it said."""
+
+    def __init__(self, message: str, output: str) -> None:
+        last = output.strip().splitlines()[-5:]
+        super().__init__(message + ("".join(f"\n    {line}" for line in last) if last else ""))
+        self.output = output
+
+
+class MachineProcess:
+    """`async with MachineProcess([...]) as vm`: a running machine with its serial port on a pipe and a QMP client.
+
+    `argv` is the whole command without the serial and monitor options. Leaving the block ends the process.
+    """
+
+    def __init__(self, argv: list[str], monitor: bool = True) -> None:
+        self.argv = argv
+        self.lines: list[str] = []
+        self.first_output: float | None = None
+        """Seconds from exec to the first line of the guest."""
+        self._monitor = monitor
+        self._partial = ""
+        self._changed = asyncio.Condition()
+        self._client: QMPClient | None = None
+        self._deleted: EventListener | None = None
+
+    async def __aenter__(self) -> MachineProcess:
+        self._folder = tempfile.TemporaryDirectory(prefix="vintx-")
+        argv = [*self.argv, "-serial", "stdio"]
+        socket = str(Path(self._folder.name) / "qmp")
+        if self._monitor:
+            argv += ["-qmp", f"unix:{socket},server=on,wait=off"]
+        self._started = time.perf_counter()
+        self._process = await asyncio.create_subprocess_exec(
+            *argv, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+        self._errors = asyncio.ensure_future(self._process.stderr.read())  # type: ignore[union-attr]
+        self._reader = asyncio.ensure_future(self._read())
+        if self._monitor:
+            await self._connect(socket)
+        return self
+
+    async def _connect(self, socket: str) -> None:
+        await self._until(lambda: Path(socket).exists() or None, 10, "the monitor's socket")
+        self._client = QMPClient("vintx")
+        self._deleted = EventListener(names=("DEVICE_DELETED",))
+        self._client.register_listener(self._deleted)
+        await self._client.connect(socket)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._process.returncode is None:
+            self._process.terminate()
+        await self._process.wait()
+        await self._reader
+        await self._errors
+        if self._client is not None:
+            try:
+                await self._client.disconnect()
+            except (EOFError, OSError):
+                pass  # the machine hung up first
+        self._folder.cleanup()
+
+    async def _read(self) -> None:
+        stream = self._process.stdout
+        assert stream is not None
+        while data := await stream.read(65536):
+            if self.first_output is None:
+                self.first_output = time.perf_counter() - self._started
+            text = self._partial + data.decode("utf-8", "replace").replace("\r\n", "\n")
+            *whole, self._partial = text.split("\n")
+            async with self._changed:
+                self.lines += whole
+                self._changed.notify_all()
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def wait(self) -> int:
+        """The exit status, once the process has ended and all it said was read."""
+        await self._reader
+        return await self._process.wait()
+
+    async def _until(self, found: Callable[[], Any], seconds: float, what: str) -> Any:
+        deadline = time.perf_counter() + seconds
+        while (result := found()) is None:
+            if self._reader.done():
+                errors = (await self._errors).decode("utf-8", "replace")
+                raise GuestLost(f"{self.argv[0]} ended before {what}", "\n".join(self.lines) + errors)
+            left = deadline - time.perf_counter()
+            if left <= 0:
+                raise GuestLost(f"no {what} after {seconds:g} s", "\n".join(self.lines))
+            try:
+                async with self._changed:
+                    await asyncio.wait_for(self._changed.wait(), min(left, 0.01 if self._client is None else 0.5))
+            except TimeoutError:
+                continue
+        return result
+
+    async def line(self, pattern: str, seconds: float = 60, start: int = 0) -> re.Match[str]:
+        """The first serial line from number `start` on that matches. GuestLost if none comes in time."""
+        wanted = re.compile(pattern)
+
+        def found() -> re.Match[str] | None:
+            return next((m for text in self.lines[start:] if (m := wanted.search(text))), None)
+
+        match = await self._until(found, seconds, f"line {pattern!r}")
+        assert isinstance(match, re.Match)
+        return match
+
+    async def qmp(self, command: str, **arguments: Any) -> Any:
+        """Execute a QMP command; underscores in argument names become dashes. ExecuteError if it is refused."""
+        assert self._client is not None
+        return await self._client.execute(command, {k.replace("_", "-"): v for k, v in arguments.items()})
+
+    async def deleted(self, device: str, seconds: float = 30) -> None:
+        """Wait for DEVICE_DELETED of a device."""
+        assert self._deleted is not None
+        while True:
+            try:
+                event = await asyncio.wait_for(self._deleted.get(), seconds)
+            except TimeoutError:
+                raise GuestLost(f"no DEVICE_DELETED of {device} after {seconds:g} s", "\n".join(self.lines)) from None
+            if event["data"].get("device") == device:
+                return

@@ -1,0 +1,40 @@
+"""`vintx`: the tool-belt. Each subcommand is a module of this package and is imported only when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from vmm.errors import VintxError
+
+COMMANDS = {
+    "bench": "figures of this machine, beside those of qemu-system-x86_64 where it is installed",
+    "demo": "boot a guest, hot-plug two devices, let them interrupt, unplug them with their lines high",
+    "doctor": "which engines and oracles this machine has, and why not",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a subcommand. Exit status: its own; 1 for an error of ours; 2 for a wrong command line."""
+    parser = argparse.ArgumentParser(prog="vintx", description="Tools around the level-triggered interrupt.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = (sys.argv[1:] if argv is None else argv)[:1]
+    for name, text in COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=text)
+        if [name] == chosen:
+            module = importlib.import_module(f"vmm.cli.{name}")
+            module.add_arguments(sub)
+            sub.set_defaults(run=module.run)
+    arguments = parser.parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except VintxError as error:
+        print(f"vintx {arguments.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
