@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-IMAGES = ("intx_loop",)
+IMAGES = ("intx_loop", "hotplug")
 """Names `path` knows."""
 
 DEBUG_EXIT_PORT = 0xF4
@@ -40,6 +40,35 @@ INTX_LOOP_BURST = re.compile(r"^intx_loop: burst (?P<rounds>\d+) cycles (?P<cycl
 """Only with `burst` on the command line: TSC cycles of all rounds."""
 INTX_LOOP_VECTOR = 0x51
 """Vector of the first pin; the next pins follow in steps of 0x10."""
+
+HOTPLUG_READY = "hotplug: ready"
+"""From here on the guest listens to the SCI; what was plugged before is found as well."""
+HOTPLUG_FOUND = re.compile(r"^hotplug: found slot (?P<slot>\d+)$", re.MULTILINE)
+HOTPLUG_ADD = re.compile(r"^hotplug: add slot (?P<slot>\d+) pin (?P<pin>\d+)$", re.MULTILINE)
+"""`pin` is the IOAPIC pin, 0 when the device has no INTx."""
+HOTPLUG_ENABLED = re.compile(
+    r"^hotplug: slot (?P<slot>\d+) id (?P<vendor>[0-9a-f]{4}):(?P<device>[0-9a-f]{4}) bar0 (?P<bar>[0-9a-f]{8})$",
+    re.MULTILINE,
+)
+HOTPLUG_HANDLED = re.compile(
+    r"^hotplug: slot (?P<slot>\d+) handled (?P<handled>\d+) spurious (?P<spurious>\d+)$", re.MULTILINE
+)
+HOTPLUG_HELD = re.compile(r"^hotplug: slot (?P<slot>\d+) line held high$", re.MULTILINE)
+"""With `hold`: the device's line is high and its pin masked."""
+HOTPLUG_REMOVE = re.compile(r"^hotplug: remove slot (?P<slot>\d+)$", re.MULTILINE)
+HOTPLUG_EJECTED = re.compile(r"^hotplug: ejected slot (?P<slot>\d+)$", re.MULTILINE)
+HOTPLUG_STUCK = re.compile(r"^hotplug: pin (?P<pin>\d+) stuck high$", re.MULTILINE)
+"""A thousand interrupts in a row were for nobody: some line stayed high. The guest masked the pin."""
+HOTPLUG_SUMMARY = re.compile(
+    r"^hotplug: added (?P<added>\d+) ejected (?P<ejected>\d+) handled (?P<handled>\d+) spurious (?P<spurious>\d+)$",
+    re.MULTILINE,
+)
+HOTPLUG_DONE = "hotplug: done"
+HOTPLUG_QUIT = b"quit\n"
+"""Sent to COM1: print the summary and leave."""
+HOTPLUG_CYCLE_ADDED = re.compile(r"^\+(?P<slot>\d+)$", re.MULTILINE)
+"""With `cycle`, instead of all words about an addition: the slot's device was enabled and driven."""
+HOTPLUG_CYCLE_EJECTED = re.compile(r"^-(?P<slot>\d+)$", re.MULTILINE)
 
 
 def path(name: str) -> Path:

@@ -23,8 +23,8 @@ console_init:
         movl    $COM1_FCR, %edx                         # FIFOs on and empty
         movb    $0x07, %al
         outb    %al, %dx
-        movl    $COM1_MCR, %edx                         # DTR, RTS
-        movb    $0x03, %al
+        movl    $COM1_MCR, %edx                         # DTR, RTS, OUT2 (lets interrupts through)
+        movb    $0x0b, %al
         outb    %al, %dx
         ret
 

@@ -5,6 +5,8 @@
 # --- 16550 (PC16550D, table II)
         .equ    COM1,                   0x3f8
         .equ    COM1_IER,               COM1 + 1
+        .equ    IER_RECEIVED,           0x01
+        .equ    COM1_PIN,               4               # IOAPIC pin of ISA interrupt 4, edge-triggered
         .equ    COM1_FCR,               COM1 + 2
         .equ    COM1_LCR,               COM1 + 3
         .equ    COM1_MCR,               COM1 + 4
@@ -60,6 +62,7 @@
         .equ    IOAPIC_IOWIN,           0xfec00010
         .equ    IOAPIC_VERSION,         0x01
         .equ    IOAPIC_REDTBL,          0x10
+        .equ    PINS,                   24
         .equ    RTE_ACTIVE_LOW,         0x02000
         .equ    RTE_REMOTE_IRR,         0x04000
         .equ    RTE_LEVEL,              0x08000
@@ -81,6 +84,7 @@
         .equ    PM1_STATUS,             0x600
         .equ    PM1_ENABLE,             0x602
         .equ    PM1_CONTROL,            0x604
+        .equ    PM1_POWER_BUTTON,       0x0100
         .equ    PM1_SCI_EN,             0x0001
         .equ    PM1_SLP_EN_S5,          0x2000          # SLP_TYP 0 is S5 here
         .equ    SMI_COMMAND,            0xb2

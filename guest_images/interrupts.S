@@ -4,6 +4,9 @@
 # vector in EAX, may clobber EAX, ECX and EDX, and sends its own EOI.
 # SPDX-License-Identifier: GPL-2.0-or-later
         .include "constants.S"
+        .equ    FIRST_VECTOR,           0x51
+        .equ    VECTOR_STEP,            0x10
+        .equ    MAX_PINS,               10
         .text
 
         .globl  interrupts_init
@@ -80,6 +83,36 @@ ioapic_route:
         pop     %ebx
         ret
 
+# route_pin(EAX = IOAPIC pin, EDX = handler) -> EAX = its vector, 0 when there are none left. Level-triggered, to
+# this CPU, with `entry_flags`. A pin keeps the vector it got first; each has a priority class of its own.
+        .globl  route_pin
+route_pin:
+        push    %ebx
+        push    %esi
+        movl    %eax, %esi
+        movl    pin_vector(,%esi,4), %ebx
+        testl   %ebx, %ebx
+        jnz     1f
+        movl    pins_used, %ecx
+        xorl    %eax, %eax
+        cmpl    $MAX_PINS, %ecx
+        jae     2f
+        incl    pins_used
+        imull   $VECTOR_STEP, %ecx, %ebx
+        addl    $FIRST_VECTOR, %ebx
+        movl    %ebx, pin_vector(,%esi,4)
+        movl    %esi, vector_pin(,%ebx,4)
+1:      movl    %ebx, %eax
+        call    set_handler
+        movl    entry_flags, %edx
+        orl     %ebx, %edx
+        movl    %esi, %eax
+        call    ioapic_route
+        movl    %ebx, %eax
+2:      pop     %esi
+        pop     %ebx
+        ret
+
 # Where all stubs meet. Stack: vector, error code, EIP, CS, EFLAGS.
 common:
         push    %eax
@@ -146,7 +179,21 @@ idt_pointer:
         .word   256 * 8 - 1
         .long   idt
 
+        .data
+        .balign 4
+        .globl  entry_flags
+entry_flags:
+        .long   RTE_LEVEL | RTE_ACTIVE_LOW
+
         .bss
+        .balign 8
+        .globl  vector_pin
+vector_pin:
+        .skip   256 * 4
+pin_vector:
+        .skip   PINS * 4
+pins_used:
+        .skip   4
         .balign 8
 idt:    .skip   256 * 8
 handlers:

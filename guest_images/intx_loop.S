@@ -13,11 +13,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
         .include "constants.S"
 
-        .equ    FIRST_VECTOR,           0x51
-        .equ    VECTOR_STEP,            0x10            # one priority class for each pin
-        .equ    MAX_PINS,               10
         .equ    MAX_DEVICES,            64
-        .equ    PINS,                   24
 
         .equ    DEV_FUNCTION,           0               # a device in the table
         .equ    DEV_BAR,                4
@@ -200,6 +196,7 @@ find_devices:
         incl    device_count
         movl    %esi, devices_end
         movl    DEV_PIN - DEV_SIZE(%esi), %eax
+        movl    $handle, %edx
         call    route_pin
         testl   %eax, %eax
         jnz     .Lnext_function
@@ -221,33 +218,6 @@ find_devices:
         pop     %edi
         pop     %esi
         pop     %ebx
-        ret
-
-# route_pin(EAX = pin) -> EAX = its vector, 0 when there are none left. Routes a pin only once.
-route_pin:
-        push    %ebx
-        movl    %eax, %edx
-        movl    pin_vector(,%edx,4), %eax
-        testl   %eax, %eax
-        jnz     1f
-        movl    pins_used, %ecx
-        cmpl    $MAX_PINS, %ecx
-        jae     1f
-        incl    pins_used
-        imull   $VECTOR_STEP, %ecx, %ebx
-        addl    $FIRST_VECTOR, %ebx
-        movl    %ebx, pin_vector(,%edx,4)
-        movl    %edx, vector_pin(,%ebx,4)
-        push    %edx
-        movl    %ebx, %eax
-        movl    $handle, %edx
-        call    set_handler
-        pop     %eax
-        movl    entry_flags, %edx
-        orl     %ebx, %edx
-        call    ioapic_route
-        movl    %ebx, %eax
-1:      pop     %ebx
         ret
 
 # report() -> EAX = value for isa-debug-exit
@@ -302,8 +272,6 @@ rounds:
         .long   1000
 device_limit:
         .long   MAX_DEVICES
-entry_flags:
-        .long   RTE_LEVEL | RTE_ACTIVE_LOW
 devices_end:
         .long   devices
 
@@ -314,14 +282,8 @@ start_cycles:
 burst:  .skip   4
 device_count:
         .skip   4
-pins_used:
-        .skip   4
-pin_vector:
-        .skip   PINS * 4
 pin_spurious:
         .skip   PINS * 4
-vector_pin:
-        .skip   256 * 4
         .balign 64
 devices:
         .skip   MAX_DEVICES * DEV_SIZE

@@ -1,7 +1,9 @@
 """Multiboot 1: header, modules, information structure, and the state an operating system image finds.
 
 The layout is QEMU's: memory map at 0x9000 and information at 0x9500 (elsewhere if the kernel wants that page), and
-page-aligned behind the kernel the module list, the strings and the modules. Ref: Multiboot Specification 0.6.96, sections 3.1-3.3.
+page-aligned behind the kernel the module list, the strings and the modules (above 1 MiB at least).
+
+Ref: Multiboot Specification 0.6.96, sections 3.1-3.3.
 """
 
 from __future__ import annotations
@@ -126,7 +128,7 @@ def load(data: bytes, header: Header, path: str, initrd: str | None, cmdline: st
 
     modules = _read_modules(initrd)
     page = loader_page(kernel)
-    list_address = max(page_up(max(part.end for part in kernel)), page_up(page + 1))
+    list_address = max(page_up(max(part.end for part in kernel)), EXTENDED)
     strings_address = list_address + 16 * len(modules)
     strings = bytearray()
 
