@@ -14,11 +14,10 @@ import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from devices.device import Property
 from machine import plug
 from machine.registry import machine_type
 from vmm.clock import HostClock, VirtualClock
-from vmm.errors import ConfigError, LifecycleError, QmpError
+from vmm.errors import ConfigError, QmpError
 from vmm.lifecycle import Holdings, Ledger
 from vmm.loop import Loop
 from vmm.memory import AddressSpace, GuestMemory
@@ -26,9 +25,9 @@ from vmm.order import Executor
 from vmm.trace import Trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
-    from devices.device import Device
+    from devices.device import Device, Property
     from vmm.chardev import CharBackend
 
     EventSink = Callable[[str, dict[str, Any]], None]
@@ -125,6 +124,16 @@ class Machine:
                 raise ConfigError(f"Property '{self.type_name}-machine.{name}' not found")
             values[name] = known[name].parse(f"{self.type_name}-machine", value, from_text=isinstance(value, str))
         return values
+
+    # What monitors ask. Machines that have a board override these.
+
+    def cpus(self) -> Sequence[Device]:
+        """The CPUs, in order."""
+        return ()
+
+    def query_pci(self) -> Sequence[Any]:
+        """The root buses, as `vmm.qmp.target.PciBus`."""
+        return ()
 
     # For subclasses.
 
@@ -280,6 +289,3 @@ class Machine:
     def hotplugging(self) -> bool:
         """True once the board has been powered on: from then on a plug is a hot-plug."""
         return self.state is not RunState.PRELAUNCH or self.loop.running
-
-
-__all__ = ["ConfigError", "LifecycleError", "Machine", "MachineConfig", "RunState"]

@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Protocol
 
-from devices.device import Device
 from machine import registry
-from vmm.errors import ConfigError, DeviceNotFound, InUse, LifecycleError, PropertyError, QmpError
-from vmm.lifecycle import Phase, Who
+from vmm.errors import ConfigError, DeviceNotFound, InUse, LifecycleError, QmpError
+from vmm.lifecycle import Phase, Row, Who
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from devices.device import Device
     from machine.machine import Machine
 
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9\-._]*")
@@ -94,26 +94,26 @@ def device_add(machine: Machine, given: Mapping[str, object], from_text: bool = 
         raise QmpError("Invalid parameter type for 'driver', expected: string")
     cls = _class_of(machine, driver)
     bus = _bus_for(machine, cls, properties.pop("bus", None))
-    given_id = properties.pop("id", None)
-    # QEMU reads the id as a string if it is one, and makes an anonymous device of anything else.
-    id = given_id if isinstance(given_id, str) else None
-    if id is not None:
-        check_id(id)
-        if id in machine.peripherals:
-            raise InUse(f"Duplicate device ID '{id}'", holder=machine.peripherals[id].path)
+    name = properties.pop("id", None)
+    if not isinstance(name, str):
+        name = None  # QEMU makes an anonymous device of an id that is no string
+    else:
+        check_id(name)
+        if name in machine.peripherals:
+            raise InUse(f"Duplicate device ID '{name}'", holder=machine.peripherals[name].path)
     values = cls.parse(properties, from_text)
-    device = cls(id, **values)
+    device = cls(name, **values)
     given_names = set(values)
-    for name, value in _global_values(machine, cls).items():
-        if name not in given_names:
-            device.values[name] = value
+    for key, value in _global_values(machine, cls).items():
+        if key not in given_names:
+            device.values[key] = value
     if hasattr(device, "bus"):
         device.bus = bus
     number = None
-    if id is None:
+    if name is None:
         number = machine.next_anonymous()
         device.path = f"/machine/peripheral-anon/device[{number}]"
-    device.life.device = id or device.path
+    device.life.device = name or device.path
     device.life.move("plug", Who.USER)
     try:
         device.realize(machine)  # type: ignore[arg-type]  # machines that have buses are Boards
@@ -122,9 +122,9 @@ def device_add(machine: Machine, given: Mapping[str, object], from_text: bool = 
         device.holdings.close()
         device.life.move("gone", Who.MACHINE)
         raise
-    device.holdings.hold("id", id or device.path, lambda: _forget(machine, device, number))
-    if id is not None:
-        machine.peripherals[id] = device
+    device.holdings.hold("id", name or device.path, lambda: _forget(machine, device, number))
+    if name is not None:
+        machine.peripherals[name] = device
     else:
         assert number is not None
         machine.anonymous[number] = device
@@ -205,25 +205,20 @@ def object_add(machine: Machine, given: Mapping[str, object], from_text: bool = 
     kind = properties.pop("qom-type", None)
     if kind is None:
         raise QmpError("Parameter 'qom-type' is missing")
-    id = properties.pop("id", None)
-    if not isinstance(id, str):
-        raise QmpError("Parameter 'id' is missing" if id is None else "Invalid parameter type for 'id', expected: string")
+    name = properties.pop("id", None)
+    if name is None:
+        raise QmpError("Parameter 'id' is missing")
+    if not isinstance(name, str):
+        raise QmpError("Invalid parameter type for 'id', expected: string")
     cls = registry.object_type(str(kind))
     if cls is None:
         raise ConfigError(f"Parameter 'qom-type' does not accept value '{kind}'")
-    if not _ID.fullmatch(id):
+    if not _ID.fullmatch(name):
         raise ConfigError("Parameter 'id' expects an identifier")
-    if id in machine.objects:
-        raise InUse(f"attempt to add duplicate property '{id}' to object (type 'container')", holder=f"/objects/{id}")
-    made = cls.create(id, properties, from_text, machine)
-    machine.objects[id] = made
-    machine.ledger.take(_object_row(id))
-
-
-def _object_row(id: str) -> Any:
-    from vmm.lifecycle import Row
-
-    return Row("machine", "object", id)
+    if name in machine.objects:
+        raise InUse(f"attempt to add duplicate property '{name}' to object (type 'container')", f"/objects/{name}")
+    machine.objects[name] = cls.create(name, properties, from_text, machine)
+    machine.ledger.take(Row("machine", "object", name))
 
 
 def object_del(machine: Machine, id: str) -> None:
@@ -235,20 +230,4 @@ def object_del(machine: Machine, id: str) -> None:
         raise InUse(f"object '{id}' is in use, can not be deleted", holder=str(made.in_use))
     made.close()
     del machine.objects[id]
-    machine.ledger.give_back(_object_row(id))
-
-
-__all__ = [
-    "Bus",
-    "Device",
-    "PropertyError",
-    "SimpleBus",
-    "apply_globals",
-    "check_id",
-    "device_add",
-    "device_del",
-    "find",
-    "object_add",
-    "object_del",
-    "remove",
-]
+    machine.ledger.give_back(Row("machine", "object", id))

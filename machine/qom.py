@@ -6,10 +6,10 @@ or partial ("ioapic"), which find the one node whose path ends that way.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from devices.device import Device
 from machine import registry
 from vmm.errors import ConfigError, DeviceNotFound, QmpError
 from vmm.lifecycle import Phase
@@ -17,6 +17,7 @@ from vmm.lifecycle import Phase
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from devices.device import Device, Property
     from machine.machine import Machine
 
 
@@ -29,12 +30,21 @@ class Node:
     children: dict[str, Node] = field(default_factory=dict)
     device: Device | None = None
 
-    def listing(self) -> list[dict[str, Any]]:
-        """As qom-list shows it."""
-        rows: list[dict[str, Any]] = [{"name": "type", "type": "string"}]
-        rows += [{"name": name, "type": kind} for name, (kind, _) in self.properties.items()]
-        rows += [{"name": name, "type": f"child<{child.type}>"} for name, child in self.children.items()]
+    def listing(self) -> list[tuple[str, str]]:
+        """(name, type) of each property and child, as qom-list shows them."""
+        rows = [("type", "string")]
+        rows += [(name, kind) for name, (kind, _) in self.properties.items()]
+        rows += [(name, f"child<{child.type}>") for name, child in self.children.items()]
         return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Type:
+    """A type of qom-list-types."""
+
+    name: str
+    parent: str
+    abstract: bool
 
 
 def _device_node(device: Device) -> Node:
@@ -43,12 +53,14 @@ def _device_node(device: Device) -> Node:
     node.properties["parent_bus"] = ("link<bus>", lambda: getattr(bus, "path", bus.name if bus else ""))
     node.properties["realized"] = (
         "bool",
-        lambda: device.life.phase in (Phase.REALIZED, Phase.UNPLUG_REQUESTED) or not device.path.startswith("/machine/p"),
+        lambda: (
+            device.life.phase in (Phase.REALIZED, Phase.UNPLUG_REQUESTED) or not device.path.startswith("/machine/p")
+        ),
     )
     node.properties["hotplugged"] = ("bool", lambda: getattr(device, "hotplugged", False))
     node.properties["hotpluggable"] = ("bool", lambda: device.hotpluggable)
     for prop in device.properties:
-        node.properties[prop.name] = (prop.type_name, lambda name=prop.name: device.values.get(name))
+        node.properties[prop.name] = (prop.type_name, functools.partial(device.values.get, prop.name))
     return node
 
 
@@ -60,7 +72,7 @@ def tree(machine: Machine) -> Node:
     """The root, with all there is beneath it."""
     board = Node(f"{machine.type_name}-machine")
     for prop in machine.properties:
-        board.properties[prop.name] = (prop.type_name, lambda name=prop.name: machine.values.get(name))
+        board.properties[prop.name] = (prop.type_name, functools.partial(machine.values.get, prop.name))
     board.children["peripheral"] = _container({k: _device_node(d) for k, d in machine.peripherals.items()})
     board.children["peripheral-anon"] = _container(
         {f"device[{n}]": _device_node(d) for n, d in machine.anonymous.items()}
@@ -123,8 +135,8 @@ def get(machine: Machine, path: str, name: str) -> Any:
     return node.properties[name][1]()
 
 
-def set_property(machine: Machine, path: str, name: str, value: object) -> None:  # noqa: ARG001
-    """qom-set: no property of ours can be set once its object is realized, and the error says so."""
+def refuse_set(machine: Machine, path: str, name: str) -> None:
+    """What qom-set says: no property of ours can be set once its object is realized."""
     node = resolve(machine, path)
     if name == "type":
         raise ConfigError(f"Property '{node.type}.type' is not writable")
@@ -132,46 +144,33 @@ def set_property(machine: Machine, path: str, name: str, value: object) -> None:
         raise ConfigError(f"Property '{node.type}.{name}' not found")
     if node.device is not None:
         whose = f"device '{node.device.id}'" if node.device.id else "anonymous device"
-        raise ConfigError(
-            f"Attempt to set property '{name}' on {whose} (type '{node.type}') after it was realized"
-        )
+        raise ConfigError(f"Attempt to set property '{name}' on {whose} (type '{node.type}') after it was realized")
     raise ConfigError(f"Property '{node.type}.{name}' is not writable")
 
 
-def types(implements: str | None = None, abstract: bool = False) -> list[dict[str, Any]]:
-    """qom-list-types: our device, machine and object types and their abstract parents."""
-    rows: list[tuple[str, str, bool, set[str]]] = []
+def types(implements: str | None = None, abstract: bool = False) -> list[Type]:
+    """qom-list-types: our device, machine, object and accelerator types and their abstract parents."""
+    rows: list[tuple[Type, set[str]]] = []
     for cls in registry.device_types():
         parent = registry.ABSTRACT_OF_BUS.get(cls.bus_type, "device")
-        rows.append((cls.driver, parent, False, {cls.driver, parent, "device", "object"}))
+        rows.append((Type(cls.driver, parent, False), {parent, "device"}))
     for name, above in registry.ABSTRACT_DEVICES.items():
-        rows.append((name, above or "object", True, {name, above or "object", "device", "object"}))
-    for name in registry.machine_names():
-        rows.append((f"{name}-machine", "machine", False, {f"{name}-machine", "machine", "object"}))
-    for name in registry.object_names():
-        rows.append((name, "object", False, {name, "object", "user-creatable"}))
-    for name in ("tcg-accel", "qtest-accel"):
-        rows.append((name, "accel", False, {name, "accel", "object"}))
+        rows.append((Type(name, above or "object", True), {"device"}))
+    rows += [(Type(f"{name}-machine", "machine", False), {"machine"}) for name in registry.machine_names()]
+    rows += [(Type(name, "object", False), {"user-creatable"}) for name in registry.object_names()]
+    rows += [(Type(name, "accel", False), {"accel"}) for name in ("tcg-accel", "qtest-accel")]
     return [
-        {"name": name, "parent": parent, **({"abstract": True} if is_abstract else {})}
-        for name, parent, is_abstract, ancestors in rows
-        if (abstract or not is_abstract) and (implements is None or implements in ancestors)
+        row
+        for row, ancestors in rows
+        if (abstract or not row.abstract) and (implements is None or implements in {row.name, "object", *ancestors})
     ]
 
 
-def properties_of(driver: str) -> list[dict[str, Any]]:
-    """device-list-properties of a driver."""
+def properties_of(driver: str) -> tuple[Property, ...]:
+    """What device_add takes for a driver. DeviceNotFound, or what QEMU says of an abstract type."""
     if driver in registry.ABSTRACT_DEVICES:
         raise ConfigError("Parameter 'typename' expects a non-abstract device type")
     cls = registry.device_type(driver)
     if cls is None:
         raise DeviceNotFound(driver)
-    rows = []
-    for prop in cls.properties:
-        row: dict[str, Any] = {"name": prop.name, "type": prop.type_name}
-        if prop.description:
-            row["description"] = prop.description
-        if prop.default is not None:
-            row["default-value"] = prop.default
-        rows.append(row)
-    return rows
+    return cls.properties

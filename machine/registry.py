@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vmm.errors import ConfigError
 
@@ -18,6 +18,22 @@ if TYPE_CHECKING:
 
     from devices.device import Device
     from machine.machine import Machine
+
+
+class UserObject(Protocol):
+    """An object that `-object` makes."""
+
+    qom_type: str
+    in_use: str | None
+    """The id of the device that uses it; it cannot be deleted meanwhile."""
+
+    @classmethod
+    def create(cls, id: str, properties: dict[str, object], from_text: bool, board: Any) -> UserObject:
+        """Make one, or raise a ConfigError and leave nothing behind."""
+
+    def close(self) -> None:
+        """Give back what it holds."""
+
 
 _DEVICES = {
     "edu": "devices.edu:Edu",
@@ -105,7 +121,7 @@ def object_names() -> list[str]:
 
 
 @functools.cache
-def object_type(name: str) -> type | None:
+def object_type(name: str) -> type[UserObject] | None:
     """The class of an object type; None if there is none."""
     reference = _OBJECTS.get(name)
     return None if reference is None else _load(reference)

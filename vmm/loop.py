@@ -13,7 +13,7 @@ import ctypes
 import os
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from vmm.cpu.engine import ExitReason
 from vmm.errors import EngineError
@@ -23,19 +23,12 @@ if TYPE_CHECKING:
 
     from vmm.clock import Clock
     from vmm.cpu.engine import Engine
+    from vmm.order import Executor
 
 SLICE_NS = 2_000_000
 """How long a vCPU runs before the others and the sockets get their turn."""
 POLL_NS = 1_000_000
 """How long guests may keep halting and waking before asyncio gets a turn."""
-
-
-class Executor(Protocol):
-    """The work queues of the kernel side, as the loop sees them."""
-
-    pending: deque[object]
-
-    def drain(self) -> None: ...
 
 
 class HostTimer:

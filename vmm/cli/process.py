@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import tempfile
 import time
@@ -79,10 +80,8 @@ class MachineProcess:
         await self._reader
         await self._errors
         if self._client is not None:
-            try:
+            with contextlib.suppress(EOFError, OSError):  # the machine hung up first
                 await self._client.disconnect()
-            except (EOFError, OSError):
-                pass  # the machine hung up first
         self._folder.cleanup()
 
     async def _read(self) -> None:
