@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-IMAGES = ("intx_loop", "hotplug")
+IMAGES = ("intx_loop", "hotplug", "smp")
 """Names `path` knows."""
 
 DEBUG_EXIT_PORT = 0xF4
@@ -69,6 +69,14 @@ HOTPLUG_QUIT = b"quit\n"
 HOTPLUG_CYCLE_ADDED = re.compile(r"^\+(?P<slot>\d+)$", re.MULTILINE)
 """With `cycle`, instead of all words about an addition: the slot's device was enabled and driven."""
 HOTPLUG_CYCLE_EJECTED = re.compile(r"^-(?P<slot>\d+)$", re.MULTILINE)
+
+SMP_CPUS = re.compile(r"^smp: cpus (?P<cpus>\d+)$", re.MULTILINE)
+"""What the MADT says, else fw_cfg."""
+SMP_ONLINE = re.compile(r"^smp: online (?P<cpus>\d+)$", re.MULTILINE)
+SMP_CPU = re.compile(r"^smp: cpu (?P<cpu>\d+) ipis (?P<ipis>\d+) broadcasts (?P<broadcasts>\d+)$", re.MULTILINE)
+"""One line per application processor, by APIC id."""
+SMP_CYCLES = re.compile(r"^smp: cycles (?P<cycles>\d+)$", re.MULTILINE)
+SMP_DONE = "smp: done"
 
 
 def path(name: str) -> Path:

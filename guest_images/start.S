@@ -115,7 +115,7 @@ number:
 
         .section .rodata
         .balign 8
-        .globl  gdt_pointer
+        .globl  gdt
 gdt:    .quad   0
         .quad   0x00cf9b000000ffff                      # code: 4 GiB, 32-bit, accessed
         .quad   0x00cf93000000ffff                      # data: 4 GiB
