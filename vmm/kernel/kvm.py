@@ -192,7 +192,7 @@ class Vm(State):
         """Give the VM its chips, and each chip its ack notifiers. `chips`: stand-ins by KVM_IRQCHIP_*."""
         if ioapic is not None:
             self.ioapic = ioapic
-            ioapic.ack_notifiers = self.ioapic_acks
+            ioapic.acks = self.ioapic_acks
             self.gsis.chips[KVM_IRQCHIP_IOAPIC] = ioapic
         if pic is not None:
             self.pic = pic
