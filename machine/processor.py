@@ -162,6 +162,9 @@ class Processors:
     def cr8_write(self, tpr: int) -> None:
         self.current.lapic.tpr = tpr << 4
 
+    def cr8_read(self) -> int:
+        return self.current.lapic.tpr >> 4
+
     def acknowledged(self, vector: int) -> None:
         self.all[self.engine.current].acknowledged(vector)
 

@@ -90,6 +90,9 @@ class CpuCallbacks(Protocol):
     def cr8_write(self, tpr: int) -> None:
         """MOV to CR8: bits 7:4 of TPR as 0..15."""
 
+    def cr8_read(self) -> int:
+        """MOV from CR8: bits 7:4 of TPR as 0..15."""
+
     def acknowledged(self, vector: int) -> None:
         """The current vCPU took the interrupt that `set_interrupt` armed: move IRR to ISR, arm the next."""
 
