@@ -1,0 +1,273 @@
+"""The bus between I/O APICs, local APICs and message-signalled interrupts.
+
+Who accepts a message, and what the sender learns, follows Linux' in-kernel irqchip: `deliver` returns how many local
+APICs took it, 0 if none did, and -1 if nobody was even addressed on the path that looks at each CPU in turn.
+Ref: Intel SDM vol. 3, 11.6.2 (destinations) and 11.11 (messages); `vectors kvm-ioapic.json` for the return values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from construct import BitsInteger, BitStruct, ByteSwapped, Const, Flag, Padding
+
+from vmm import order
+from vmm.errors import InUse
+from vmm.trace import Event
+
+if TYPE_CHECKING:
+    from devices.ioapic import IoApic
+    from devices.lapic_core import LapicCore
+    from vmm.trace import Trace
+
+FIXED, LOWEST_PRIORITY, SMI, REMOTE_READ, NMI, INIT, STARTUP, EXTINT = range(8)
+
+MSI_BASE = 0xFEE0_0000
+MSI_MASK = 0xFFF0_0000
+BROADCAST = 0xFF
+X2APIC_BROADCAST = 0xFFFF_FFFF
+
+MsiAddress = ByteSwapped(
+    BitStruct(
+        "prefix" / Const(0xFEE, BitsInteger(12)),
+        "destination" / BitsInteger(8),
+        "reserved" / BitsInteger(8),
+        "redirection_hint" / Flag,
+        "logical" / Flag,
+        Padding(2),
+    )
+)
+"""The address of a message-signalled interrupt. Ref: Intel SDM vol. 3, 11.11.1."""
+
+MsiData = ByteSwapped(
+    BitStruct(
+        "reserved" / BitsInteger(16),
+        "level_triggered" / Flag,
+        "assert_level" / Flag,
+        Padding(3),
+        "delivery_mode" / BitsInteger(3),
+        "vector" / BitsInteger(8),
+    )
+)
+"""Its data. Ref: Intel SDM vol. 3, 11.11.2."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApicDeliverIrq(Event):
+    """A message on the bus."""
+
+    dest: int
+    dest_mode: int
+    delivery_mode: int
+    vector_num: int
+    trigger_mode: int
+
+
+class ApicBus(order.State):
+    """All local APICs and I/O APICs of a machine.
+
+    `vector_hashing`: lowest-priority messages go to the vector'th of the possible CPUs, as Linux does by default; off,
+    they go round. `smm`: CPUs take SMIs (a Linux without CONFIG_KVM_SMM refuses them).
+    """
+
+    WIRING = ("ioapics", "lapics", "smm", "trace", "vector_hashing")
+    VISIBLE = ()
+    BOOKKEEPING = ("by_id", "mapped")
+    __slots__ = (*WIRING, *VISIBLE, *BOOKKEEPING)
+
+    def __init__(self, trace: Trace, vector_hashing: bool = True, smm: bool = True) -> None:
+        self.trace = trace
+        self.vector_hashing = vector_hashing
+        self.smm = smm
+        self.lapics: list[LapicCore] = []
+        self.ioapics: list[IoApic] = []
+        self.by_id: dict[int, LapicCore] | None = None
+        """Enabled local APICs by physical ID; None: an ID or mode has changed, make it anew."""
+        self.mapped = True
+        """All software-enabled local APICs agree on one logical mode, with one bit each."""
+
+    # Members.
+
+    def attach(self, lapic: LapicCore) -> None:
+        """A CPU joins. InUse if its index is taken."""
+        if any(other.index == lapic.index for other in self.lapics):
+            raise InUse(f"there is a local APIC {lapic.index} on this bus", f"lapic{lapic.index}")
+        self.lapics.append(lapic)
+        self.lapics.sort(key=_index)
+        self.changed()
+
+    def detach(self, lapic: LapicCore) -> None:
+        """A CPU leaves."""
+        self.lapics.remove(lapic)
+        self.changed()
+
+    def attach_ioapic(self, ioapic: IoApic) -> None:
+        """A chip joins: it hears of EOIs from now on."""
+        self.ioapics.append(ioapic)
+        self.request_scan()
+
+    def detach_ioapic(self, ioapic: IoApic) -> None:
+        """A chip leaves. A second time does nothing."""
+        if ioapic in self.ioapics:
+            self.ioapics.remove(ioapic)
+            self.request_scan()
+
+    def changed(self) -> None:
+        """An ID, a mode or a logical destination of some local APIC has changed. (kvm_recalculate_apic_map)"""
+        self.by_id = None
+        self.request_scan()
+
+    # Which EOIs go to the I/O APICs.
+
+    def request_scan(self) -> None:
+        """What the chips want to hear of may have changed: a redirection entry, a route, a resampler.
+
+        Each CPU computes its bitmap anew before it next runs guest code. (kvm_make_scan_ioapic_request)
+        """
+        for lapic in self.lapics:
+            lapic.scan_requested = True
+
+    def request_scan_of(self, dest: int, logical: bool) -> None:
+        """The same for the CPUs that a destination means."""
+        for lapic in self.lapics:
+            if not lapic.scan_requested and lapic.matches(dest, logical):
+                lapic.scan_requested = True
+
+    def broadcast_eoi(self, vector: int, cpu: int, level: bool, suppressed: bool = False) -> None:
+        """Local APIC `cpu` ended `vector`."""
+        for ioapic in self.ioapics:
+            ioapic.eoi(vector, cpu, level, suppressed)
+
+    # Messages.
+
+    def deliver(
+        self,
+        dest: int,
+        logical: bool,
+        delivery_mode: int,
+        vector: int,
+        level_trigger: bool,
+        level: bool = True,
+        reached: dict[int, int] | None = None,
+        x2apic_source: bool = False,
+    ) -> int:
+        """Send a message. Returns how many local APICs took it, 0 if none, -1 if none was addressed at all.
+
+        `dest`: 8 bits, or 32 from an x2APIC (`x2apic_source`). `level`: False only for the level de-assert of an ICR.
+        `reached`: local APIC index -> vector, to which every APIC whose IRR was set is added.
+        """
+        if self.trace.on:
+            self.trace.emit(ApicDeliverIrq(dest, int(logical), delivery_mode, vector, int(level_trigger)))
+        by_id = self.by_id
+        if by_id is None:
+            by_id = self._recalculate()
+        broadcast = dest == (X2APIC_BROADCAST if x2apic_source else BROADCAST)
+        if not broadcast and not logical:
+            lapic = by_id.get(dest)
+            if lapic is None or (delivery_mode == LOWEST_PRIORITY and not lapic.hardware_enabled):
+                return 0
+            return lapic.accept(delivery_mode, vector, level_trigger, level, reached)
+        if broadcast and not logical and delivery_mode == LOWEST_PRIORITY:
+            delivery_mode = FIXED  # nothing to choose from: everybody takes it
+        ret = -1
+        members = []
+        if not broadcast and self.mapped:
+            # The kernel's table of logical destinations has software-enabled APICs only, and its answer for an
+            # address that nobody has is "coalesced".
+            ret = 0
+            members = [a for a in self.lapics if a.software_enabled and a.ldr and a.matches(dest, True)]
+        else:
+            members = [a for a in self.lapics if a.hardware_enabled and a.matches(dest, logical, x2apic_source)]
+            if delivery_mode == LOWEST_PRIORITY:
+                members = [a for a in members if a.software_enabled]
+        if not members:
+            return ret
+        if delivery_mode == LOWEST_PRIORITY:
+            return self._lowest(members, vector).accept(delivery_mode, vector, level_trigger, level, reached)
+        return sum(a.accept(delivery_mode, vector, level_trigger, level, reached) for a in members)
+
+    def _lowest(self, members: list[LapicCore], vector: int) -> LapicCore:
+        if self.vector_hashing:
+            return members[vector % len(members)]
+        chosen = min(members, key=_arbitration)
+        chosen.arb_prio += 1
+        return chosen
+
+    def shorthand(
+        self,
+        source: LapicCore,
+        to_self: bool,
+        to_others: bool,
+        delivery_mode: int,
+        vector: int,
+        level_trigger: bool,
+        level: bool = True,
+    ) -> int:
+        """Send to a destination shorthand: self, all including self, or all but self. Returns as `deliver`."""
+        if self.trace.on:
+            self.trace.emit(ApicDeliverIrq(source.apic_id, 0, delivery_mode, vector, int(level_trigger)))
+        members = [
+            a
+            for a in self.lapics
+            if a.hardware_enabled and ((to_self and a is source) or (to_others and a is not source))
+        ]
+        if delivery_mode == LOWEST_PRIORITY:
+            members = [a for a in members if a.software_enabled]
+            if members:
+                members = [self._lowest(members, vector)]
+        if not members:
+            return -1
+        return sum(a.accept(delivery_mode, vector, level_trigger, level, None) for a in members)
+
+    def msi(self, address: int, data: int) -> int:
+        """A write of `data` to the MSI window. Returns as `deliver`; 0 for an address outside it.
+
+        Ref: Intel SDM vol. 3, 11.11. The assert level bit of a level message is not looked at.
+        """
+        if address & 0xFFFF_FFFF_FFF0_0000 != MSI_BASE:
+            return 0
+        logical = bool(address & 4)
+        mode = data >> 8 & 7
+        if mode == FIXED and address & 8 and logical:
+            mode = LOWEST_PRIORITY  # redirection hint: one CPU of those addressed
+        return self.deliver(address >> 12 & 0xFF, logical, mode, data & 0xFF, bool(data & 0x8000))
+
+    def msi_from_cpu_side(self, address: int, data: int) -> int:
+        """An MSI write that passes the CPUs' own address decoding, where the first page is their APIC registers.
+
+        There only the sixteen bytes at offset 0 are an MSI; the rest is a write of a register, which no CPU sends.
+        """
+        if 0 < address - MSI_BASE >> 4 <= 0xFF:
+            return 0
+        return self.msi(address, data)
+
+    def _recalculate(self) -> dict[int, LapicCore]:
+        """Make the tables anew. (kvm_recalculate_apic_map)"""
+        by_id: dict[int, LapicCore] = {}
+        modes = set()
+        taken: set[tuple[int, int]] = set()
+        single = True
+        for lapic in self.lapics:
+            if not lapic.hardware_enabled:
+                continue
+            by_id.setdefault(lapic.apic_id, lapic)
+            if not lapic.software_enabled or not lapic.ldr:
+                continue
+            mode = lapic.logical_mode
+            modes.add(mode)
+            bits, cluster = lapic.logical_bits()
+            if bits & (bits - 1) or (cluster, bits) in taken:
+                single = False
+            taken.add((cluster, bits))
+        self.mapped = single and len(modes) <= 1
+        self.by_id = by_id
+        return by_id
+
+
+def _index(lapic: LapicCore) -> int:
+    return lapic.index
+
+
+def _arbitration(lapic: LapicCore) -> int:
+    return lapic.arb_prio
