@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from devices.device import Device, Property
 from vmm.errors import PropertyError
-from vmm.memory import IoRegion
+from vmm.memory import ALL_ONES, IoRegion
 
 if TYPE_CHECKING:
     from devices.device import Board
@@ -45,5 +45,5 @@ class DebugExit(Device):
     def _read(self, _offset: int, _size: int) -> int:
         return 0
 
-    def _write(self, _offset: int, _size: int, value: int) -> None:
-        self.board.request_shutdown("guest-shutdown", (value << 1) | 1)
+    def _write(self, _offset: int, size: int, value: int) -> None:
+        self.board.request_shutdown("guest-shutdown", (value & ALL_ONES[size]) << 1 | 1)

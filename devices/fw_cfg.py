@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import construct as c
 
 from devices.device import Device
+from vmm.chardev_options import split_options
 from vmm.errors import ConfigError, InUse, UsageError
-from vmm.memory import IoRegion
+from vmm.memory import ALL_ONES, IoRegion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,7 +95,7 @@ class Item:
 class FwCfg(Device):
     """Items by selector, and files by name. Numbers are little-endian, as QEMU's x86 machines give them."""
 
-    driver = "fw_cfg_io"
+    driver = "fw_cfg"
     description = "firmware configuration"
     user_creatable = False
 
@@ -228,7 +229,7 @@ class FwCfg(Device):
 
     def _write_dma(self, offset: int, size: int, value: int) -> None:
         # The register is big-endian: what the guest writes with OUT arrives swapped.
-        value = int.from_bytes(value.to_bytes(size, "little"), "big")
+        value = int.from_bytes((value & ALL_ONES[size]).to_bytes(size, "little"), "big")
         if size == 8:
             self._transfer(value)
         elif size == 4 and offset == 0:
@@ -279,8 +280,3 @@ class FwCfg(Device):
         if item.changed is not None:
             item.changed()
         return True
-
-
-def split_options(text: str) -> list[str]:
-    """The parts of a `key=value,...` list; a doubled comma stands for a comma."""
-    return [part.replace("\0", ",") for part in text.replace(",,", "\0").split(",")]

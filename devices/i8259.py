@@ -247,13 +247,14 @@ class Pic(order.State):
     only then).
     """
 
-    WIRING = ("accepts", "ack_notifiers", "chips", "kvm", "master", "output", "slave", "trace")
+    WIRING = ("accepts", "ack_notifiers", "chips", "kvm", "lock", "master", "output", "slave", "trace")
     VISIBLE = ("high",)
     BOOKKEEPING = ("irq_states",)
     __slots__ = (*WIRING, *VISIBLE, *BOOKKEEPING)
 
     def __init__(self, personality: Personality = "kvm", trace: Trace | None = None) -> None:
         self.kvm = personality == "kvm"
+        self.lock = order.Lock("pic.lock", spin=True)
         self.master = PicChip("master", 0, 0xF8, self.kvm)
         self.slave = PicChip("slave", 8, 0xDE, self.kvm)
         self.chips = (self.master, self.slave)
@@ -279,11 +280,15 @@ class Pic(order.State):
 
         Returns what KVM_IRQ_LINE_STATUS does: 1 delivered, 0 coalesced, -1 masked.
         """
+        if order.hook is not None:
+            self.lock.acquire()
         sources = self.irq_states[pin] | 1 << source if level else self.irq_states[pin] & ~(1 << source)
         self.irq_states[pin] = sources
         chip = self.chips[pin >> 3]
         result = chip.set_irq(pin & 7, sources != 0)
         self._update(chip)
+        if order.hook is not None:
+            self.lock.release()
         if self.trace.on:
             self.trace.emit(PicSetIrq(pin, sources != 0, result))
         return result
@@ -330,6 +335,8 @@ class Pic(order.State):
 
         Ref: 8259A, "Interrupt Sequence", "Edge and Level Triggered Modes" (default IR7).
         """
+        if order.hook is not None:
+            self.lock.acquire()
         master, slave = self.chips
         spurious = False
         pin = master.pending()
@@ -354,6 +361,8 @@ class Pic(order.State):
             vector = master.irq_base + pin
             self._acknowledge(master, pin)
         self._update(master)
+        if order.hook is not None:
+            self.lock.release()
         if self.trace.on:
             self.trace.emit(PicInterrupt(vector, spurious))
         return vector
@@ -372,19 +381,26 @@ class Pic(order.State):
         chip.isr &= ~(1 << pin)
         if self.trace.on:
             self.trace.emit(PicEoi(chip.base_pin + pin))
-        # Linux pic_clear_isr() drops the chip's lock here: the callee may drive this chip again.
+        # Linux pic_clear_isr() drops the chip's lock around the notifiers, which may drive this chip again.
         if order.hook is not None:
+            self.lock.release()
             order.hook("pic.eoi.before-ack", self)
         if self.ack_notifiers is not None:
             self.ack_notifiers.notify_acked(chip.base_pin + pin)
+        if order.hook is not None:
+            self.lock.acquire()
 
     # The guest's side.
 
     def read(self, chip: PicChip, offset: int) -> int:
         """A read of the chip's even (`offset` 0) or odd port."""
         if chip.poll:
+            if order.hook is not None:
+                self.lock.acquire()
             value = self._poll_read(chip)
             chip.poll = 0
+            if order.hook is not None:
+                self.lock.release()
             return value
         if offset & 1:
             return chip.imr
@@ -412,6 +428,13 @@ class Pic(order.State):
 
     def write(self, chip: PicChip, offset: int, value: int) -> None:
         """A write of the chip's even (ICW1, OCW2, OCW3) or odd port (ICW2-4, OCW1)."""
+        if order.hook is not None:
+            self.lock.acquire()
+        self._write(chip, offset, value)
+        if order.hook is not None:
+            self.lock.release()
+
+    def _write(self, chip: PicChip, offset: int, value: int) -> None:
         if offset & 1:
             if chip.init_state:
                 chip.icw(value)

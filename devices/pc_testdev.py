@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from devices.device import Device
-from vmm.memory import IoRegion
+from vmm.memory import ALL_ONES, IoRegion
 
 if TYPE_CHECKING:
     from devices.device import Board
@@ -74,7 +74,7 @@ class PcTestdev(Device):
         return int.from_bytes(self.data[offset : offset + size], "little")
 
     def _write_data(self, offset: int, size: int, value: int) -> None:
-        self.data[offset : offset + size] = value.to_bytes(size, "little")
+        self.data[offset : offset + size] = (value & ALL_ONES[size]).to_bytes(size, "little")
 
     def _flush(self, _offset: int, _size: int, value: int) -> None:
         memory = self.board.memory
@@ -91,4 +91,4 @@ class PcTestdev(Device):
         return int.from_bytes(self.ioram[offset : offset + size], "little")
 
     def _write_ioram(self, offset: int, size: int, value: int) -> None:
-        self.ioram[offset : offset + size] = value.to_bytes(size, "little")
+        self.ioram[offset : offset + size] = (value & ALL_ONES[size]).to_bytes(size, "little")

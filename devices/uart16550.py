@@ -295,6 +295,7 @@ class Uart16550(Device):
         return self.scr
 
     def _write(self, offset: int, _size: int, value: int) -> None:
+        value &= 0xFF
         if self.trace.on:
             self.trace.emit(SerialWrite(offset, value))
         if offset == THR:

@@ -95,8 +95,11 @@ class CharBackend:
             if len(out) >= BUFFER_SIZE // 2:
                 self.flush()
         elif not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._turn)
+            if self._loop.is_closed():
+                self._loop = None
+            else:
+                self._scheduled = True
+                self._loop.call_soon(self._turn)
         return len(data)
 
     def accept_input(self) -> None:
@@ -133,9 +136,10 @@ class CharBackend:
             self._wait_writable()
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Serve this backend from `loop`. ConfigError if the other side cannot be reached."""
+        """Serve this backend from `loop`; a second call moves it to another loop, the first having ended."""
         self._loop = loop
-        if self._out and not self._scheduled:
+        self._scheduled = False
+        if self._out:
             self._scheduled = True
             loop.call_soon(self._turn)
 
@@ -258,6 +262,7 @@ class FdBackend(CharBackend):
         self._turn()
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._reading = self._waiting = False
         super().start(loop)
         self.accept_input()
 

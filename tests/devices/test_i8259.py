@@ -372,14 +372,15 @@ def test_ack_notifier_that_lowers_the_pin_prevents_a_second_interrupt():
     assert not m.pic.high
 
 
-def test_point_before_ack_sees_isr_already_clear(monkeypatch):
+def test_point_before_ack_sees_isr_clear_and_lock_free(monkeypatch):
     m = Machine()
     m.pulse(4)
     m.pic.intack()
     seen = []
-    monkeypatch.setattr(order, "hook", lambda name, pic: seen.append((name, pic.master.isr)))
+    monkeypatch.setattr(order, "hook", lambda name, pic: seen.append((name, pic.master.isr, pic.lock.is_free())))
     m.out(MASTER, EOI)
-    assert seen == [("pic.eoi.before-ack", 0)]
+    assert seen == [("pic.eoi.before-ack", 0, True)]
+    assert m.pic.lock.is_free()
 
 
 def test_pin_falls_only_when_last_source_lets_go():
