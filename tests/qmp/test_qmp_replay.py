@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.qmp_target import Client, sent_bytes, transcript
 
+from support.qmp_target import Client, sent_bytes, transcript
 from vmm.errors import QmpError
 from vmm.qmp.command import BOOL, INT32, STR, Arg, Command, Enum, Struct
 

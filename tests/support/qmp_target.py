@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmm.errors import DeviceNotFound, InUse, QmpError
-from vmm.qmp.command import Call
 from vmm.qmp.commands import make_call
 from vmm.qmp.events import Events
 from vmm.qmp.session import Session
 from vmm.qmp.target import CpuInfo, IrqChips, LedgerRow, MachineInfo, PciBus, PropertyInfo, TypeInfo
+
+if TYPE_CHECKING:
+    from vmm.qmp.command import Call
 
 DATA = Path(__file__).parents[1] / "conformance" / "data"
 PACKAGE = "Debian 1:11.1.3+ds-1"
@@ -89,10 +91,10 @@ class FakeTarget:
         return self.cpu_infos
 
     def device_add(self, props: dict[str, object], from_text: bool) -> None:
-        id = str(props.get("id"))
-        if id in self.devices:
-            raise InUse(f"Duplicate device ID '{id}'", id)
-        self.devices[id] = {**props, "from_text": from_text}
+        key = str(props.get("id"))
+        if key in self.devices:
+            raise InUse(f"Duplicate device ID '{key}'", key)
+        self.devices[key] = {**props, "from_text": from_text}
 
     def device_del(self, id: str) -> None:
         if self.devices.pop(id, None) is None:
@@ -124,7 +126,7 @@ class FakeTarget:
             raise QmpError(f"Property '{path}.{name}' not found")
         return self.properties[name]
 
-    def qom_set(self, path: str, name: str, value: object) -> None:
+    def qom_set(self, path: str, name: str, value: object) -> None:  # noqa: ARG002
         self.properties[name] = value
 
     def qom_list_types(self, implements: str | None, abstract: bool) -> list[TypeInfo]:

@@ -109,14 +109,17 @@ class MonitorConnection(asyncio.Protocol):
         self._left = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The client is there."""
+        """The client is there; of a transport that only reads, `output_ready` has told before."""
+        if isinstance(transport, asyncio.Transport):
+            self.output_ready(transport)
         if isinstance(transport, asyncio.ReadTransport):
             self._reader = transport
-        if isinstance(transport, asyncio.WriteTransport):
-            self._writer = transport
-            transport.set_write_buffer_limits(HIGH_WATER)
-        if self._reader is not None and self._writer is not None:
-            self.start()
+        self.start()
+
+    def output_ready(self, transport: asyncio.WriteTransport) -> None:
+        """The client can be written to."""
+        self._writer = transport
+        transport.set_write_buffer_limits(HIGH_WATER)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """The client has left."""

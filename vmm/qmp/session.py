@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 QUEUE_LIMIT: Final = 8
 """In-band requests that may wait before the session asks for no more input (`wants_input`)."""
 
+BATCH_LIMIT: Final = 64 << 10
+"""Bytes of replies that are sent together."""
+
 _ABSENT: Final = object()
 _NEGOTIATION: Final = Struct((Arg("enable", ListOf(Enum(("oob",))), optional=True),))
 _BUSY: Final = object()
@@ -64,6 +67,8 @@ class Session:
         self._held = False
         self._closed = False
         self._batch: list[bytes] | None = None
+        """Replies to the chunk in hand, sent together at its end."""
+        self._batch_bytes = 0
         self.negotiated = False
         """True once `qmp_capabilities` has been accepted."""
         self.oob = False
@@ -126,11 +131,18 @@ class Session:
             return
         if self._batch is None:
             self._write(line)
-        else:
-            self._batch.append(line)
+            return
+        self._batch.append(line)
+        self._batch_bytes += len(line)
+        if self._batch_bytes > BATCH_LIMIT:
+            # Now, not at the end: the transport may answer with `hold`.
+            self._flush()
+            if not self._closed:
+                self._batch = []
 
     def _flush(self) -> None:
         batch, self._batch = self._batch, None
+        self._batch_bytes = 0
         if batch and not self._closed:
             self._write(b"".join(batch))
 

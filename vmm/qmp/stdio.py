@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -10,6 +11,8 @@ from vmm.errors import ConfigError
 
 if TYPE_CHECKING:
     from vmm.qmp.server import Monitor, MonitorConnection
+
+log = logging.getLogger(__name__)
 
 READ_SIZE: Final = 64 << 10
 
@@ -38,7 +41,7 @@ class StdioMonitor:
             try:
                 await loop.connect_write_pipe(lambda: _Output(connection), output)
             except (ValueError, PermissionError):  # A file, or a device that is always ready.
-                connection.connection_made(_FileOutput(connection, self._output_fd))
+                connection.output_ready(_FileOutput(connection, self._output_fd))
             source = os.fdopen(os.dup(self._input_fd), "rb", buffering=0)
             try:
                 await loop.connect_read_pipe(lambda: connection, source)
@@ -110,10 +113,14 @@ class _FileOutput(asyncio.WriteTransport):
         self._closed = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Write all of it."""
+        """Write all of it. A file that takes no more ends the session."""
         rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(self._fd, rest) :]
+        try:
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+        except OSError as error:
+            log.error("monitor output: %s", error.strerror)
+            self.close()
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Nothing is ever buffered."""
@@ -145,7 +152,8 @@ class _Output(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The descriptor can be written to."""
-        self._connection.connection_made(transport)
+        assert isinstance(transport, asyncio.WriteTransport)
+        self._connection.output_ready(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nobody reads any more."""
