@@ -11,8 +11,9 @@ from support.qmp_target import sent_bytes, transcript
 from vmm.qmp.json_stream import MAX_NESTING, JsonError, JsonStream, dumps, dumps_exactly
 
 TEXT = st.text(st.characters(blacklist_categories=["Cs", "Cn"]), max_size=8)
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | TEXT | st.floats(allow_nan=False, allow_infinity=False),
+    st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | TEXT | FLOATS,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
     max_leaves=12,
 )

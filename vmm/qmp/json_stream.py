@@ -523,7 +523,8 @@ _HEX_ESCAPE: Final = re.compile(r"\\(?:u([0-9a-f]{4})|.)")
 def dumps(value: Any, pretty: bool = False) -> str:
     """JSON text as QEMU writes it: ASCII only, `", "` and `": "` between, hexadecimal digits in capitals.
 
-    Raises TypeError or ValueError for what JSON cannot say. Floating-point numbers are as Python writes them: see `dumps_exactly`.
+    Raises TypeError or ValueError for what JSON cannot say. Floating-point numbers are as Python writes them:
+    see `dumps_exactly`.
     """
     text = _encode_pretty(value) if pretty else _encode_fast(value)
     if "\\u" in text or "\x7f" in text:

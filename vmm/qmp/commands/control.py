@@ -31,7 +31,7 @@ def query_commands(call: Call, arguments: Arguments) -> Any:  # noqa: ARG001
     return [{"name": command.name} for command in call.registry]
 
 
-@GROUP.command("query-target", preconfig=True)
+@GROUP.command("query-target")
 def query_target(call: Call, arguments: Arguments) -> Any:  # noqa: ARG001
     """The guest's architecture."""
     return {"arch": "x86_64"}

@@ -27,7 +27,7 @@ def device_del(call: Call, arguments: Arguments) -> None:
     call.target.device_del(arguments["id"])
 
 
-@GROUP.command("device-list-properties", Arg("typename", STR), preconfig=True)
+@GROUP.command("device-list-properties", Arg("typename", STR))
 def device_list_properties(call: Call, arguments: Arguments) -> Any:
     """What `device_add` takes for a driver."""
     return [info.as_qmp() for info in call.target.device_list_properties(arguments["typename"])]

@@ -33,7 +33,7 @@ def query_uuid(call: Call, arguments: Arguments) -> Any:  # noqa: ARG001
     return {"UUID": call.target.uuid}
 
 
-@GROUP.command("query-kvm", preconfig=True)
+@GROUP.command("query-kvm")
 def query_kvm(call: Call, arguments: Arguments) -> Any:  # noqa: ARG001
     """Whether KVM is in use, and whether it could be."""
     enabled, present = call.target.kvm()
@@ -47,7 +47,7 @@ def query_accelerators(call: Call, arguments: Arguments) -> Any:  # noqa: ARG001
     return {"enabled": enabled, "present": sorted(present)}
 
 
-@GROUP.command("query-machines", preconfig=True)
+@GROUP.command("query-machines")
 def query_machines(call: Call, arguments: Arguments) -> Any:  # noqa: ARG001
     """The machine types."""
     return [machine.as_qmp() for machine in call.target.machines()]
@@ -59,7 +59,7 @@ def query_cpus_fast(call: Call, arguments: Arguments) -> Any:  # noqa: ARG001
     return [cpu.as_qmp() for cpu in call.target.cpus()]
 
 
-@GROUP.command("stop", preconfig=True)
+@GROUP.command("stop")
 def stop(call: Call, arguments: Arguments) -> None:  # noqa: ARG001
     """Stop the guest."""
     call.target.stop()
