@@ -241,13 +241,14 @@ class PicChip(order.State):
 class Pic(order.State):
     """The pair. Pins 0..7 are the master's, 8..15 the slave's.
 
-    `output(level)` is called when INT changes. `ack_notifiers.notify_acked(pin)` is called when a pin leaves the
+    `output(level)` is called when INT changes, `changed()` when another request may have come first while it stays
+    high. `ack_notifiers.notify_acked(pin)` is called when a pin leaves the
     in-service register, with the chip's lock dropped as in the kernel, so that it may drive pins of this very chip.
     `accepts()` says whether any CPU takes interrupts from INT (the kernel acknowledges edge requests that ICW1 drops
     only then).
     """
 
-    WIRING = ("accepts", "ack_notifiers", "chips", "kvm", "lock", "master", "output", "slave", "trace")
+    WIRING = ("accepts", "ack_notifiers", "changed", "chips", "kvm", "lock", "master", "output", "slave", "trace")
     VISIBLE = ("high",)
     BOOKKEEPING = ("irq_states",)
     __slots__ = (*WIRING, *VISIBLE, *BOOKKEEPING)
@@ -261,6 +262,7 @@ class Pic(order.State):
         self.trace = trace or Trace()
         self.output: Callable[[bool], object] | None = None
         self.ack_notifiers: AckNotifiers | None = None
+        self.changed: Callable[[], object] | None = None
         self.accepts: Callable[[], bool] | None = None
         self.high = False
         """The INT output."""
@@ -311,6 +313,8 @@ class Pic(order.State):
         high = master.pending() >= 0
         if high != self.high:
             self._drive(high)
+        elif high and self.changed is not None:
+            self.changed()
 
     def _drive(self, high: bool) -> None:
         if high != self.high:

@@ -7,31 +7,40 @@ MSRs, CPUID.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from devices.device import Device
+from vmm.trace import Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from devices.i8259 import I8259
+    from devices.i8259 import Pic
     from devices.lapic import LocalApic
     from vmm.cpu.engine import Engine, EngineVcpu, Registers
     from vmm.loop import Loop
     from vmm.memory import AddressSpace
+    from vmm.trace import Trace
 
-APIC_PAGE = 0xFEE00
-IA32_APIC_BASE = 0x1B
-IA32_TSC_DEADLINE = 0x6E0
+
+@dataclass(frozen=True, slots=True)
+class CpuTakesInterrupt(Event):
+    """A CPU took a vector; `pic`: it came from the 8259s as ExtINT."""
+
+    cpu: int
+    vector: int
+    pic: bool
 
 
 class Processor:
     """One CPU: a local APIC in front of an engine's vCPU. Implements `devices.lapic.CpuSignals`."""
 
-    __slots__ = ("_armed", "_from_pic", "_loop", "_pic", "lapic", "vcpu")
+    __slots__ = ("_armed", "_from_pic", "_loop", "_pic", "_trace", "lapic", "vcpu")
 
-    def __init__(self, vcpu: EngineVcpu, loop: Loop, pic: I8259) -> None:
+    def __init__(self, vcpu: EngineVcpu, loop: Loop, pic: Pic, trace: Trace) -> None:
         self.vcpu = vcpu
+        self._trace = trace
         self.lapic: LocalApic
         self._loop = loop
         self._pic = pic
@@ -42,7 +51,7 @@ class Processor:
         """The injectable vector may have changed: arm the engine anew. An ExtINT goes first, as in KVM."""
         lapic = self.lapic
         vector = None
-        if self._pic.int_level and lapic.accept_pic_intr:
+        if self._pic.high and lapic.accept_pic_intr:
             vector = self._pic.peek()
         from_pic = vector is not None
         if vector is None:
@@ -57,6 +66,8 @@ class Processor:
     def acknowledged(self, vector: int) -> None:
         """The CPU took `vector`: the interrupt acknowledge cycle of the chip that offered it."""
         self._armed = None
+        if self._trace.on:
+            self._trace.emit(CpuTakesInterrupt(self.vcpu.index, vector, self._from_pic))
         if self._from_pic:
             self._pic.intack()
         else:
@@ -115,16 +126,18 @@ class Processors:
             self._drain()
 
     def mmio_read(self, gpa: int, size: int) -> int:
-        if gpa >> 12 == APIC_PAGE:
-            return self.all[self.engine.current].lapic.mmio_read(gpa & 0xFFF, size)
+        lapic = self.all[self.engine.current].lapic
+        if gpa >> 12 == lapic.page:
+            return lapic.mmio_read(gpa & 0xFFF, size)
         value = self._mmio.read(gpa, size)
         if self._pending:
             self._drain()
         return value
 
     def mmio_write(self, gpa: int, size: int, value: int) -> None:
-        if gpa >> 12 == APIC_PAGE:
-            self.all[self.engine.current].lapic.mmio_write(gpa & 0xFFF, size, value)
+        lapic = self.all[self.engine.current].lapic
+        if gpa >> 12 == lapic.page:
+            lapic.mmio_write(gpa & 0xFFF, size, value)
         else:
             self._mmio.write(gpa, size, value)
         if self._pending:
@@ -170,8 +183,13 @@ class Processors:
 
     # The rest of the machine.
 
+    def pic_output(self, level: bool) -> None:
+        """The PICs' INT output is the LINT0 input of every CPU."""
+        for processor in self.all:
+            processor.lapic.lint0(level)
+
     def interrupts_changed(self) -> None:
-        """The PICs' output changed."""
+        """The PICs offer another vector, maybe."""
         for processor in self.all:
             processor.interrupt_changed()
 

@@ -1,0 +1,266 @@
+"""Machine type `pc`: an i440FX-like board, wired up.
+
+One wire per GSI drives irq source 0 of that GSI; the routing table leads GSIs 0 to 15 to PIC and IOAPIC pins and 16
+to 23 to the IOAPIC alone, with GSI 0 on IOAPIC pin 2 as on real boards and in QEMU. ISA interrupt n is GSI n.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from devices.apic_bus import ApicBus
+from devices.device import Property
+from devices.fw_cfg import MAX_CPUS, NB_CPUS, RAM_SIZE, FwCfg
+from devices.i8254 import I8254
+from devices.i8259 import I8259
+from devices.ioapic_device import IoApicDevice
+from devices.lapic import LocalApic
+from devices.mc146818 import Mc146818
+from devices.pci.device import PciDevice
+from devices.pci.host import I440FX, I440FXPciHost
+from devices.pci.hotplug import PciHotplug
+from devices.pci.piix3 import Piix3, Piix4Pm
+from devices.uart16550 import Uart16550
+from machine import plug
+from machine.machine import Machine
+from machine.processor import Processor, Processors, X86Cpu
+from vmm.boot import acpi, firmware, loader
+from vmm.clock import NS_PER_SEC
+from vmm.errors import ConfigError, EngineRefused
+from vmm.kernel.files import DescriptorTable
+from vmm.kernel.gsi import KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, Route
+from vmm.kernel.kvm import Vm
+from vmm.lifecycle import Who
+from vmm.lines import Wire
+from vmm.order import WorkQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from devices.device import Device
+    from vmm.boot.image import BootState
+    from vmm.cpu.engine import Engine
+    from vmm.lines import LevelLine
+
+GSIS = 24
+ISA_IRQS = 16
+SCI_IRQ = 9
+
+
+def pc_routes() -> list[Route]:
+    """The GSI routing of a PC. Ref: MP specification 1.4, 5.3 (the timer is on I/O APIC input 2)."""
+    routes = []
+    for gsi in range(ISA_IRQS):
+        chip = KVM_IRQCHIP_PIC_MASTER if gsi < 8 else KVM_IRQCHIP_PIC_SLAVE
+        routes.append(Route.irqchip(gsi, chip, gsi & 7))
+    for gsi in range(GSIS):
+        if gsi != 2:
+            routes.append(Route.irqchip(gsi, KVM_IRQCHIP_IOAPIC, gsi or 2))
+    return routes
+
+
+class PcMachine(Machine):
+    """An i440FX-like PC. Implements `devices.device.Board`."""
+
+    type_name = "pc"
+    description = "Standard PC (i440FX + PIIX, 1996)"
+    max_cpus = 64
+    properties = (
+        Property("kernel-irqchip", "str", None, "on, off or split; the chips are ours under every engine"),
+        Property("ioapic", "str", None, "whose IOAPIC: kvm (version 0x11) or qemu (version 0x20)"),
+        Property("irqfd-era", "str", "6.18", "how the kernel's irqfd behaved when: 3.8, 5.11, 6.3, 6.18"),
+    )
+
+    def build(self) -> None:
+        """Make the board; nothing has run yet."""
+        config = self.config
+        if not 1 <= config.cpus <= self.max_cpus:
+            raise ConfigError(
+                f"Invalid SMP CPUs {config.cpus}. The max CPUs supported by machine 'pc' is {self.max_cpus}"
+            )
+        irqchip = self.values["kernel-irqchip"]
+        if irqchip not in (None, "on", "off", "split"):
+            raise ConfigError(f"Invalid parameter '{irqchip}': kernel-irqchip takes on, off or split")
+        personality = self.values["ioapic"] or ("qemu" if config.accel == "qtest" else "kvm")
+        if personality not in ("kvm", "qemu"):
+            raise ConfigError(f"ioapic={personality}: use kvm or qemu")
+        self._boot: BootState | None = None
+        if config.kernel is not None:
+            self._boot = loader.prepare(config.kernel, config.initrd, config.append, config.ram_size)
+
+        self.buses = {
+            "main-system-bus": plug.SimpleBus("main-system-bus", "System"),
+            "isa.0": plug.SimpleBus("isa.0", "ISA"),
+        }
+        self._build_interrupts(personality)
+        self._build_cpus()
+        self._build_pci()
+        self._build_isa()
+        if self.engine is not None:
+            self.memory.on_write = self.engine.invalidate
+
+    # Interrupt controllers and the kernel side.
+
+    def _build_interrupts(self, personality: str) -> None:
+        self.files = DescriptorTable()
+        self.kvm = Vm(self.files, self.executor, self.trace, era_name=self.values["irqfd-era"])
+        self.holdings.hold("fd", "kvm-vm", self.kvm.close)
+        self.apic_bus = ApicBus(self.trace)
+        self.pics = I8259(personality=personality)
+        self.add_board_device(self.pics)
+        self.pic = self.pics.pic
+        self.ioapic_device = IoApicDevice(personality=personality)
+        plug.apply_globals(self, self.ioapic_device)
+        queue = WorkQueue("ioapic", self.executor)
+        self.ioapic_device.wire(self.apic_bus, self.kvm.ioapic_acks, queue)
+        self.add_board_device(self.ioapic_device)
+        self.ioapic = self.ioapic_device.chip
+        self.kvm.connect(ioapic=self.ioapic, pic=self.pic, bus=self.apic_bus)
+        self.kvm.set_gsi_routing(pc_routes())
+        self.gsi_wires = [Wire(f"gsi-{n}", self.kvm.gsi_target(n)) for n in range(GSIS)]
+
+    def gsi_irq(self, holder: str, gsi: int) -> LevelLine:
+        """A handle on GSI 0 to 23, held by `holder`."""
+        return self.gsi_wires[gsi].hold(holder)
+
+    def isa_irq(self, holder: str, irq: int) -> LevelLine:
+        """A handle on ISA interrupt 0 to 15, held by `holder`."""
+        if not 0 <= irq < ISA_IRQS:
+            raise ConfigError(f"ISA interrupt {irq}: there are 0 to {ISA_IRQS - 1}")
+        return self.gsi_wires[irq].hold(holder)
+
+    # CPUs.
+
+    def _build_cpus(self) -> None:
+        pending, drain = self.executor.pending, self.executor.drain
+        self.processors = Processors(self.ports, self.mmio, pending, drain)
+        self.engine: Engine | None = None
+        tsc_hz = NS_PER_SEC
+        tsc = self.clock.now
+        if self.config.accel == "tcg":
+            from vmm.cpu.unicorn.engine import UnicornEngine
+
+            engine = UnicornEngine(self.memory.ram, self.config.ram_size, self.config.cpus, self.processors)
+            self.engine = engine
+            self.holdings.hold("engine", engine.name, engine.close)
+            tsc_hz = round(engine.tsc_hz)
+        elif self.config.accel == "qtest":
+            from vmm.cpu.none import NoneEngine
+
+            self.engine = NoneEngine(self.config.cpus)
+        else:
+            raise EngineRefused(self.config.accel, "no such engine", "Use tcg or qtest.")
+        self.loop.engine = self.processors.engine = self.engine
+        self.loop.on_shutdown = partial(self.request_reset, "guest-reset")
+        for index, vcpu in enumerate(self.engine.vcpus):
+            processor = Processor(vcpu, self.loop, self.pic, self.trace)
+            if self.config.accel == "tcg":
+                tsc = partial(_guest_tsc, vcpu)
+            processor.lapic = LocalApic(index, processor, self.apic_bus, self.clock, self.trace, tsc=tsc, tsc_hz=tsc_hz)
+            self.holdings.hold("lapic", str(index), processor.lapic.close)
+            self.processors.all.append(processor)
+            self.add_board_device(X86Cpu())
+        self.pic.output = self.processors.pic_output
+        self.pic.changed = self.processors.interrupts_changed
+        self.pic.accepts = lambda: any(p.lapic.accept_pic_intr for p in self.processors.all)
+
+    def cpus(self) -> Sequence[Device]:
+        """The CPUs, in order."""
+        return [d for d in self.unattached if isinstance(d, X86Cpu)]
+
+    # PCI.
+
+    def _build_pci(self) -> None:
+        self.pci_host = I440FXPciHost()
+        self.add_board_device(self.pci_host)
+        self.pci = self.pci_host.pci
+        self.buses["pci.0"] = self.pci
+        self.add_pci_board_device(I440FX(addr=0x00))
+        self.piix3 = Piix3(addr=0x08, multifunction=True)
+        self.add_pci_board_device(self.piix3)
+        self.pm = Piix4Pm(addr=0x0B)
+        self.add_pci_board_device(self.pm)
+        self.pcihp = PciHotplug(self.pci, self.pm.acpi.sci)
+        self.add_board_device(self.pcihp)
+        self.pcihp.on_eject(self._ejected)
+
+    def add_pci_board_device(self, device: PciDevice) -> None:
+        """Realize a PCI function of the board."""
+        device.bus = self.pci
+        self.add_board_device(device)
+
+    def announce_plug(self, device: Device) -> None:
+        """Tell the guest of a hot-plugged device. The last step of a plug."""
+        if isinstance(device, PciDevice):
+            self.pcihp.device_added(device.slot)
+
+    def request_unplug(self, device: Device) -> None:
+        """Ask the guest to let go of a device."""
+        assert isinstance(device, PciDevice)
+        self.pcihp.request_unplug(device.slot, device.id or device.path)
+
+    def _ejected(self, slot: int) -> None:
+        """The guest, or a reset, ejects a slot: all its functions go, the highest first."""
+        for device in reversed(self.pci.slot_devices(slot)):
+            plug.remove(self, device, Who.GUEST)
+
+    # The ISA side.
+
+    def _build_isa(self) -> None:
+        config = self.config
+        self.pit = I8254()
+        self.add_board_device(self.pit)
+        self.rtc = Mc146818()
+        self.add_board_device(self.rtc)
+        self.rtc.set_memory_size(config.ram_size)
+        self.rtc.set_cpus(config.cpus)
+        self.fw_cfg = FwCfg()
+        self.fw_cfg.add_u16(NB_CPUS, config.cpus)
+        self.fw_cfg.add_u16(MAX_CPUS, config.max_cpus or config.cpus)
+        self.fw_cfg.add_u64(RAM_SIZE, config.ram_size)
+        for name, content in config.fw_cfg:
+            self.fw_cfg.add_file(name, content)
+        self.add_board_device(self.fw_cfg)
+        for index, backend in enumerate(config.serial):
+            uart = Uart16550(index=index)
+            uart.backend = backend
+            self.add_board_device(uart)
+            self.loop.before_poll.append(backend.flush)
+
+    # Power.
+
+    def power_on(self) -> None:
+        """Reset everything, and leave the machine as SeaBIOS would, the kernel loaded."""
+        for device in [*self.unattached, *self.peripherals.values(), *self.anonymous.values()]:
+            device.reset()
+        for processor in self.processors.all:
+            processor.lapic.reset()
+        registers = None
+        if self.config.accel != "qtest":
+            firmware.run(self.processors)
+            for piece in acpi.tables(self.config.cpus):
+                self.memory.write(piece.address, piece.data)
+            if self._boot is not None:
+                for address, length in self._boot.place(self.memory.view):
+                    if self.memory.on_write is not None:
+                        self.memory.on_write(address, length)
+                registers = self._boot.registers
+        self.processors.reset(registers)
+
+    def powerdown(self) -> None:
+        """Press the power button."""
+        super().powerdown()
+        self.pm.acpi.press_power_button()
+
+    # What monitors ask.
+
+    def named_board_devices(self) -> dict[str, Device]:
+        return {"i440fx": self.pci_host, "i440fx/ioapic": self.ioapic_device, "fw_cfg": self.fw_cfg}
+
+    def query_pci(self) -> Sequence[Any]:
+        return [self.pci.query()]
+
+
+def _guest_tsc(vcpu: Any) -> int:
+    return int(vcpu.tsc())
