@@ -12,8 +12,7 @@ what JSON can say (None stands for `{}`), or is an `async def`, and raises an er
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from vmm.errors import QmpError
 
@@ -40,8 +39,7 @@ def _mistyped(path: str, expected: str) -> QmpError:
     return QmpError(f"Invalid parameter type for '{path}', expected: {expected}")
 
 
-@dataclass(frozen=True, slots=True)
-class Scalar:
+class Scalar(NamedTuple):
     """A JSON type that has a Python type of its own. `expected`: what QEMU calls it."""
 
     python_type: type
@@ -53,7 +51,6 @@ class Scalar:
             raise _mistyped(path, self.expected)
 
 
-@dataclass(frozen=True, slots=True)
 class Number:
     """An integer or a floating-point number."""
 
@@ -63,8 +60,7 @@ class Number:
             raise _mistyped(path, "number")
 
 
-@dataclass(frozen=True, slots=True)
-class Integer:
+class Integer(NamedTuple):
     """An integer with a range. `c_type` is QEMU's name of it, such as `int32_t`."""
 
     low: int = -(1 << 63)
@@ -81,7 +77,6 @@ class Integer:
             raise QmpError(f"Parameter '{name}' expects {self.c_type}")
 
 
-@dataclass(frozen=True, slots=True)
 class Anything:
     """Any JSON value."""
 
@@ -89,8 +84,7 @@ class Anything:
         """See `ArgType`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Enum:
+class Enum(NamedTuple):
     """One of a few strings."""
 
     values: tuple[str, ...]
@@ -103,8 +97,7 @@ class Enum:
             raise QmpError(f"Parameter '{name}' does not accept value '{value}'")
 
 
-@dataclass(frozen=True, slots=True)
-class ListOf:
+class ListOf(NamedTuple):
     """An array of one type."""
 
     element: ArgType
@@ -117,8 +110,7 @@ class ListOf:
             self.element.check(element, f"{path}[{index}]", "null")
 
 
-@dataclass(frozen=True, slots=True)
-class Struct:
+class Struct(NamedTuple):
     """An object with declared members. `open`: undeclared members are let through to the handler."""
 
     members: tuple[Arg, ...]
@@ -146,8 +138,7 @@ class Struct:
             raise QmpError(f"Parameter '{prefix}{unknown}' is unexpected")
 
 
-@dataclass(frozen=True, slots=True)
-class Arg:
+class Arg(NamedTuple):
     """An argument, or a member of a `Struct`."""
 
     name: str
@@ -166,8 +157,7 @@ UINT64: Final = Integer(0, (1 << 64) - 1, "uint64")
 SIZE: Final = UINT64
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """A command. `oob`: it may run out of band, before those that wait; `preconfig`: also before the machine is."""
 
     name: str
@@ -177,8 +167,7 @@ class Command:
     preconfig: bool = False
 
 
-@dataclass(slots=True)
-class Call:
+class Call(NamedTuple):
     """What a handler is given besides its arguments. `version` is the reply of `query-version`."""
 
     target: MachineTarget

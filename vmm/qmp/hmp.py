@@ -8,8 +8,7 @@ Ref: vectors qemu-qmp-transcript.jsonl, session `pc`, section `hmp`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm.errors import VintxError
 from vmm.qmp.target import UNMAPPED, PciDevice, PciRegion, set_bits
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
     Run = Callable[["Line"], str]
 
 
-@dataclass(frozen=True, slots=True)
-class HumanCommand:
+class HumanCommand(NamedTuple):
     """A command. `params` is shown by help; one of the form `[x]` may be left out. The last takes the rest."""
 
     run: Run
@@ -31,8 +29,7 @@ class HumanCommand:
     help: str
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """What a command is given: the machine, the version object, and its parameters by name."""
 
     target: MachineTarget

@@ -22,9 +22,8 @@ Ref: vectors qemu-qmp-transcript.jsonl, session `protocol`, sections `malformed`
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from json.encoder import JSONEncoder
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 MAX_NESTING: Final = 1024
 """Open brackets and braces in one message."""
@@ -83,8 +82,7 @@ _MAY_CLOSE_OBJECT: Final = (_FIRST_KEY, _AFTER_MEMBER)
 _MAY_CLOSE_ARRAY: Final = (_FIRST_ELEMENT, _AFTER_ELEMENT)
 
 
-@dataclass(frozen=True, slots=True)
-class JsonError:
+class JsonError(NamedTuple):
     """What was wrong with the bytes of one message. `desc` is the description of the QMP error reply."""
 
     desc: str
@@ -562,8 +560,7 @@ def dumps_exactly(value: Any) -> str:
     return "".join(parts)
 
 
-@dataclass(frozen=True, slots=True)
-class _Text:
+class _Text(NamedTuple):
     """Text that is written already."""
 
     text: str

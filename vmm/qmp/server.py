@@ -17,8 +17,7 @@ import logging
 import os
 import socket
 import stat
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from vmm.errors import ConfigError, InUse
 from vmm.qmp.hmp import run_hmp
@@ -39,8 +38,7 @@ OUTPUT_LIMIT: Final = 16 << 20
 BACKLOG: Final = 16
 
 
-@dataclass(frozen=True, slots=True)
-class UnixAddress:
+class UnixAddress(NamedTuple):
     """A UNIX socket's path. A leading `@` means the abstract name space."""
 
     path: str
@@ -49,8 +47,7 @@ class UnixAddress:
         return f"unix:{self.path}"
 
 
-@dataclass(frozen=True, slots=True)
-class TcpAddress:
+class TcpAddress(NamedTuple):
     """A TCP host and port; port 0 lets the kernel choose when listening."""
 
     host: str

@@ -5,13 +5,13 @@ may give it a machine of its own. Methods raise errors of `vmm.errors`; such an 
 description. Each is called on the event loop's thread and should return soon; what takes long belongs into an
 `async def` command.
 
-The dataclasses mirror the QAPI types of the same meaning, with `_` for `-`; `as_qmp` gives the reply.
+The named tuples mirror the QAPI types of the same meaning, with `_` for `-`; `as_qmp` gives the reply.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,8 +20,7 @@ UNMAPPED = -1
 """The address of a BAR that the guest has not mapped. Ref: vectors qemu-qmp-transcript.jsonl, `pc`, `query`."""
 
 
-@dataclass(frozen=True, slots=True)
-class MachineInfo:
+class MachineInfo(NamedTuple):
     """A machine type (`query-machines`). `default_cpu_type` and `default_ram_id` are left out if empty."""
 
     name: str
@@ -56,8 +55,7 @@ class MachineInfo:
         return reply
 
 
-@dataclass(frozen=True, slots=True)
-class CpuInfo:
+class CpuInfo(NamedTuple):
     """A vCPU (`query-cpus-fast`). `thread_id`: the host thread that runs it."""
 
     cpu_index: int
@@ -80,8 +78,7 @@ class CpuInfo:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class PropertyInfo:
+class PropertyInfo(NamedTuple):
     """A property of a type or an object. `default` is left out of replies if None."""
 
     name: str
@@ -99,8 +96,7 @@ class PropertyInfo:
         return reply
 
 
-@dataclass(frozen=True, slots=True)
-class TypeInfo:
+class TypeInfo(NamedTuple):
     """A type (`qom-list-types`)."""
 
     name: str
@@ -116,8 +112,7 @@ class TypeInfo:
         return reply
 
 
-@dataclass(frozen=True, slots=True)
-class PciRegion:
+class PciRegion(NamedTuple):
     """A BAR. `kind` is `io` or `memory`; `address` is `UNMAPPED` until the guest maps it."""
 
     bar: int
@@ -136,8 +131,7 @@ class PciRegion:
         return reply
 
 
-@dataclass(frozen=True, slots=True)
-class PciRange:
+class PciRange(NamedTuple):
     """A window of a bridge, both ends included."""
 
     base: int
@@ -148,8 +142,7 @@ class PciRange:
         return {"base": self.base, "limit": self.limit}
 
 
-@dataclass(frozen=True, slots=True)
-class PciBridge:
+class PciBridge(NamedTuple):
     """The bus numbers and windows of a PCI-to-PCI bridge, and what is behind it."""
 
     number: int
@@ -177,8 +170,7 @@ class PciBridge:
         return reply
 
 
-@dataclass(frozen=True, slots=True)
-class PciDevice:
+class PciDevice(NamedTuple):
     """One function on a PCI bus.
 
     `class_code` is base class and subclass (0x0600 for a host bridge); `irq_pin` 0 is none, 1 is INTA#; `irq` is what
@@ -221,8 +213,7 @@ class PciDevice:
         return reply
 
 
-@dataclass(frozen=True, slots=True)
-class PciBus:
+class PciBus(NamedTuple):
     """A root bus with its devices (`query-pci`)."""
 
     bus: int
@@ -233,8 +224,7 @@ class PciBus:
         return {"bus": self.bus, "devices": [device.as_qmp() for device in self.devices]}
 
 
-@dataclass(frozen=True, slots=True)
-class IoapicInfo:
+class IoapicInfo(NamedTuple):
     """An IOAPIC as software sees it: `entries` are the 64-bit redirection entries, `irr` a bit per pin."""
 
     name: str
@@ -262,8 +252,7 @@ class IoapicInfo:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class PicInfo:
+class PicInfo(NamedTuple):
     """One 8259A. `priority_add` is the highest-priority input after rotation, 0 to 7."""
 
     name: str
@@ -291,8 +280,7 @@ class PicInfo:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class LapicInfo:
+class LapicInfo(NamedTuple):
     """One local APIC: its 256-bit request, in-service and trigger-mode registers as numbers, bit N for vector N."""
 
     cpu_index: int
@@ -302,7 +290,7 @@ class LapicInfo:
     irr: int = 0
     isr: int = 0
     tmr: int = 0
-    lvt: Mapping[str, int] = field(default_factory=dict)
+    lvt: Mapping[str, int] = MappingProxyType({})
 
     def as_qmp(self) -> dict[str, Any]:
         """A member of `x-query-irqchip`'s `lapics`; the 256-bit registers are lists of vectors."""
@@ -313,16 +301,14 @@ class LapicInfo:
         return reply
 
 
-@dataclass(frozen=True, slots=True)
-class IrqStatistics:
+class IrqStatistics(NamedTuple):
     """How often each input of a chip was raised (`info irq`)."""
 
     name: str
     counts: Mapping[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class IrqChips:
+class IrqChips(NamedTuple):
     """All interrupt controllers (`x-query-irqchip`, `info pic`, `info irq`). `pics`: the slave before the master."""
 
     ioapics: tuple[IoapicInfo, ...] = ()
@@ -339,8 +325,7 @@ class IrqChips:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerRow:
+class LedgerRow(NamedTuple):
     """A resource that somebody holds (`x-query-ledger`)."""
 
     owner: str
