@@ -8,7 +8,7 @@ Ref: Intel SDM vol. 3, 11.6.2 (destinations) and 11.11 (messages); `vectors kvm-
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from construct import BitsInteger, BitStruct, ByteSwapped, Const, Flag, Padding
 
@@ -71,9 +71,9 @@ class ApicBus(order.State):
     they go round. `smm`: CPUs take SMIs (a Linux without CONFIG_KVM_SMM refuses them).
     """
 
-    WIRING = ("ioapics", "lapics", "smm", "trace", "vector_hashing")
-    VISIBLE = ()
-    BOOKKEEPING = ("by_id", "mapped")
+    WIRING: ClassVar[tuple[str, ...]] = ("ioapics", "lapics", "smm", "trace", "vector_hashing")
+    VISIBLE: ClassVar[tuple[str, ...]] = ()
+    BOOKKEEPING: ClassVar[tuple[str, ...]] = ("by_id", "mapped")
     __slots__ = (*WIRING, *VISIBLE, *BOOKKEEPING)
 
     def __init__(self, trace: Trace, vector_hashing: bool = True, smm: bool = True) -> None:

@@ -299,11 +299,11 @@ class KvmIoApic(IoApic):
         self.bus.request_scan()
         self.rtc_cpus.clear()
         self.rtc_pending = 0
-        for lapic in self.bus.lapics:
-            self.restore_rtc(lapic)
         for pin in range(PINS):
             if state.irr >> pin & 1:
                 self.drive(pin, True, True)
+        for lapic in self.bus.lapics:
+            self.restore_rtc(lapic)
         if order.hook is not None:
             self.lock.release()
 

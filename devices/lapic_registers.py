@@ -119,7 +119,7 @@ InterruptCommand = ByteSwapped(
     BitStruct(
         "destination" / BitsInteger(32),
         Padding(12),
-        "shorthand" / Enum(BitsInteger(2), none=0, self=1, all=2, others=3),
+        "shorthand" / Enum(BitsInteger(2), none=0, myself=1, all=2, others=3),
         Padding(2),
         "level_triggered" / Flag,
         "assert_level" / Flag,

@@ -75,8 +75,8 @@ class IoApicChip(Protocol):
     def get_state(self) -> ChipState:
         """As KVM_GET_IRQCHIP."""
 
-    def set_state(self, state: ChipState, /) -> None:
-        """As KVM_SET_IRQCHIP."""
+    def set_state(self, state: Any, /) -> None:
+        """As KVM_SET_IRQCHIP: what `get_state` gave, or its `parse`."""
 
 
 class PicChips(Protocol):
