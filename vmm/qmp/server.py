@@ -20,7 +20,7 @@ import stat
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from vmm.errors import ConfigError, InUse
-from vmm.qmp.hmp import run_hmp
+from vmm.qmp.hmp_session import HmpSession
 from vmm.qmp.session import Session
 
 if TYPE_CHECKING:
@@ -74,8 +74,13 @@ class Monitor:
 
     def connection(self, gone: Callable[[], None]) -> MonitorConnection:
         """A protocol for a client that has come; `gone` is called when it has left."""
-        kind = QmpConnection if self.mode == "control" else HmpConnection
-        return kind(self, gone)
+        return MonitorConnection(self, gone)
+
+    def session(self, write: Callable[[bytes], object], adjust: Callable[[], None]) -> Session | HmpSession:
+        """A session for a new client. `adjust` is called when what `wants_input` says may have changed."""
+        if self.mode == "readline":
+            return HmpSession(self.call, write)
+        return Session(self.call, self.events, write, lambda work: self.spawn(work, adjust), self.pretty)
 
     def spawn(self, work: Coroutine[Any, Any, None], done: Callable[[], None]) -> None:
         """Run a command's coroutine to its end, whatever becomes of its client."""
@@ -95,10 +100,10 @@ class Monitor:
 
 
 class MonitorConnection(asyncio.Protocol):
-    """What the two kinds of monitor have in common: output with a limit, input on demand."""
+    """A client: its session, output with a limit, input on demand."""
 
     def __init__(self, monitor: Monitor, gone: Callable[[], None]) -> None:
-        self._monitor = monitor
+        self.session = monitor.session(self.write, self._adjust)
         self._gone = gone
         self._reader: asyncio.ReadTransport | None = None
         self._writer: asyncio.WriteTransport | None = None
@@ -111,7 +116,7 @@ class MonitorConnection(asyncio.Protocol):
             self.output_ready(transport)
         if isinstance(transport, asyncio.ReadTransport):
             self._reader = transport
-        self.start()
+        self.session.greet()
 
     def output_ready(self, transport: asyncio.WriteTransport) -> None:
         """The client can be written to."""
@@ -120,7 +125,7 @@ class MonitorConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """The client has left."""
-        self.stop()
+        self.session.close()
         reader, self._reader = self._reader, None
         writer, self._writer = self._writer, None
         if reader is not None:
@@ -140,19 +145,9 @@ class MonitorConnection(asyncio.Protocol):
             log.warning("monitor client does not read; disconnected after %d bytes", OUTPUT_LIMIT)
             writer.abort()
 
-    def want_input(self, wanted: bool) -> None:
-        """Read from the client, or let it wait."""
-        if wanted is self._reading or self._reader is None or self._reader.is_closing():
-            return
-        self._reading = wanted
-        if wanted:
-            self._reader.resume_reading()
-        else:
-            self._reader.pause_reading()
-
     async def close(self, seconds: float = 1.0) -> None:
         """Send what is left, for at most `seconds`, and disconnect."""
-        self.stop()
+        self.session.close()
         writer = self._writer
         if writer is None:
             return
@@ -162,30 +157,6 @@ class MonitorConnection(asyncio.Protocol):
                 await self._left.wait()
         except TimeoutError:
             writer.abort()
-
-    def start(self) -> None:
-        """Begin: both directions are there."""
-        raise NotImplementedError
-
-    def stop(self) -> None:
-        """End: nothing will be sent any more."""
-        raise NotImplementedError
-
-
-class QmpConnection(MonitorConnection):
-    """A QMP client."""
-
-    def __init__(self, monitor: Monitor, gone: Callable[[], None]) -> None:
-        super().__init__(monitor, gone)
-        self.session = Session(monitor.call, monitor.events, self.write, self._spawn, monitor.pretty)
-
-    def start(self) -> None:
-        """See `MonitorConnection`."""
-        self.session.greet()
-
-    def stop(self) -> None:
-        """See `MonitorConnection`."""
-        self.session.close()
 
     def data_received(self, data: bytes) -> None:
         """Bytes came."""
@@ -202,53 +173,16 @@ class QmpConnection(MonitorConnection):
         self.session.release()
         self._adjust()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        self._monitor.spawn(work, self._adjust)
-
     def _adjust(self) -> None:
-        self.want_input(self.session.wants_input)
-
-
-class HmpConnection(MonitorConnection):
-    """A human, or a script that plays one: lines in, text out, with a prompt."""
-
-    PROMPT: Final = b"(qemu) "
-    LINE_LIMIT: Final = 4095
-
-    def __init__(self, monitor: Monitor, gone: Callable[[], None]) -> None:
-        super().__init__(monitor, gone)
-        self._line = bytearray()
-
-    def start(self) -> None:
-        """See `MonitorConnection`."""
-        version = run_hmp(self._monitor.call.target, self._monitor.call.version, "info version").strip()
-        self.write(f"{version} monitor - type 'help' for more information\r\n".encode() + self.PROMPT)
-
-    def stop(self) -> None:
-        """See `MonitorConnection`."""
-        self._line.clear()
-
-    def data_received(self, data: bytes) -> None:
-        """Bytes came. Of a line that is too long the end is dropped."""
-        *lines, rest = data.replace(b"\r", b"\n").split(b"\n")
-        for line in lines:
-            self._line += line
-            text = self._line[: self.LINE_LIMIT].decode("utf-8", "replace")
-            self._line.clear()
-            if text.strip():
-                output = run_hmp(self._monitor.call.target, self._monitor.call.version, text)
-                self.write(output.replace("\n", "\r\n").encode())
-                self.write(self.PROMPT)
-        self._line += rest
-        del self._line[self.LINE_LIMIT :]
-
-    def pause_writing(self) -> None:
-        """The client does not read."""
-        self.want_input(False)
-
-    def resume_writing(self) -> None:
-        """It reads again."""
-        self.want_input(True)
+        """Read from the client, or let it wait."""
+        wanted = self.session.wants_input
+        if wanted is self._reading or self._reader is None or self._reader.is_closing():
+            return
+        self._reading = wanted
+        if wanted:
+            self._reader.resume_reading()
+        else:
+            self._reader.pause_reading()
 
 
 class MonitorServer:
@@ -364,7 +298,7 @@ async def _attach(client: socket.socket, connection: MonitorConnection, failed: 
     except OSError as error:
         log.warning("monitor client was lost while connecting: %s", error)
         client.close()
-        connection.stop()
+        connection.session.close()
         failed()
 
 
@@ -410,7 +344,7 @@ class MonitorClient:
             else:
                 await loop.create_connection(lambda: connection, self.address.host, self.address.port)
         except OSError as error:
-            connection.stop()
+            connection.session.close()
             self._connection = None
             raise ConfigError(f"Failed to connect to '{self.address}': {error.strerror or error}") from error
 

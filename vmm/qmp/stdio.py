@@ -48,7 +48,7 @@ class StdioMonitor:
             except (ValueError, PermissionError):
                 connection.connection_made(_FileInput(connection, self._input_fd))
         except OSError as error:
-            connection.stop()
+            connection.session.close()
             raise ConfigError(f"A monitor cannot use standard input and output: {error.strerror}") from error
 
     async def close(self) -> None:
