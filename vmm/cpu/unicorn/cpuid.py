@@ -1,0 +1,88 @@
+"""What CPUID tells a guest: what this engine executes, and nothing else.
+
+The library's default model is a Haswell without what TCG lacks. Corrections, each found by running the instructions:
+
+* BMI1 and BMI2 are announced, but their VEX forms raise #UD (a kernel's decompressor dies of it): off.
+* XSAVE leaf 0xd announces AVX state that CPUID.1 does not have: off.
+* x2APIC, the TSC deadline and TSC_ADJUST are models of ours: on. Hypervisor: on.
+* OSXSAVE follows CR4.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from vmm.cpu.unicorn.library import Library
+
+Leaf = tuple[int, int, int, int]
+
+LEAF1_ECX_CLEAR: Final = 1 << 3 | 1 << 5 | 1 << 6 | 1 << 17 | 1 << 27
+"""MONITOR, VMX, SMX, PCID, OSXSAVE."""
+LEAF1_ECX_SET: Final = 1 << 21 | 1 << 24 | 1 << 31
+"""x2APIC, TSC deadline, hypervisor."""
+LEAF1_OSXSAVE: Final = 1 << 27
+LEAF7_EBX_CLEAR: Final = 1 << 3 | 1 << 8
+"""BMI1, BMI2."""
+LEAF7_EBX_SET: Final = 1 << 1
+"""TSC_ADJUST."""
+EXT1_ECX_CLEAR: Final = 1 << 2
+"""SVM."""
+XCR0_VALID: Final = 0b11
+"""x87 and SSE."""
+
+_SUBLEAVES: Final = {0x4: 4, 0x7: 2, 0xB: 2, 0xD: 63}
+"""Leaves that look at ECX, and how far. Others are asked with 0, so that the cache stays small."""
+
+
+class CpuidTable:
+    """Leaves as the engine executes them, before the machine adds its topology. `osxsave` is added by `get`."""
+
+    def __init__(self, library: Library, env: int) -> None:
+        self._call = library.cpu_x86_cpuid
+        self._env = env
+        self._registers = (ctypes.c_uint32 * 4)()
+        base = ctypes.addressof(self._registers)
+        self._pointers = (base, base + 4, base + 8, base + 12)
+        self._cache: dict[int, Leaf] = {}
+        self.limit = self._raw(0, 0)[0]
+        self.extended_limit = self._raw(0x8000_0000, 0)[0]
+
+    def _raw(self, leaf: int, subleaf: int) -> Leaf:
+        self._call(self._env, leaf, subleaf, *self._pointers)
+        eax, ebx, ecx, edx = self._registers
+        return eax, ebx, ecx, edx
+
+    def get(self, leaf: int, subleaf: int, osxsave: bool) -> Leaf:
+        """EAX, EBX, ECX, EDX. A leaf beyond the limits reads as the highest basic one does (SDM, CPUID)."""
+        if 0x4000_0000 <= leaf < 0x4000_0100:
+            return 0, 0, 0, 0
+        if leaf > (self.extended_limit if leaf >= 0x8000_0000 else self.limit):
+            leaf = self.limit
+        last = _SUBLEAVES.get(leaf, 0)
+        subleaf = min(subleaf, last + 1) if last else 0
+        key = leaf << 8 | subleaf
+        found = self._cache.get(key)
+        if found is None:
+            found = self._cache[key] = self._filter(leaf, subleaf, self._raw(leaf, subleaf))
+        if leaf == 1 and osxsave:
+            return found[0], found[1], found[2] | LEAF1_OSXSAVE, found[3]
+        return found
+
+    def _filter(self, leaf: int, subleaf: int, raw: Leaf) -> Leaf:
+        eax, ebx, ecx, edx = raw
+        if leaf == 1:
+            ecx = (ecx & ~LEAF1_ECX_CLEAR) | LEAF1_ECX_SET
+        elif leaf == 7:
+            if subleaf:
+                return 0, 0, 0, 0
+            ebx = (ebx & ~LEAF7_EBX_CLEAR) | LEAF7_EBX_SET
+        elif leaf == 0xD:
+            if subleaf == 0:
+                eax, ebx, ecx, edx = XCR0_VALID, 0x240, 0x240, 0
+            elif subleaf > 1:
+                return 0, 0, 0, 0
+        elif leaf == 0x8000_0001:
+            ecx &= ~EXT1_ECX_CLEAR
+        return eax, ebx, ecx, edx

@@ -1,0 +1,446 @@
+"""Machine code that runs where Python must not.
+
+The library delivers an exception by `siglongjmp` when the delivery itself faults (a stack page that is absent, a bad
+gate). A jump over Python's frames would wreck the interpreter, so the hooks that deliver are machine code, and so is
+what is called too often for Python: SYSCALL, and the loop around `cpu_exec` that swallows PAUSE.
+
+`LISTING` is both the source and the code: assembler text to the right, its bytes to the left. The numbers of
+`SYMBOLS` are the names in it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from typing import TYPE_CHECKING, Final
+
+from vmm.cpu.unicorn import layout
+from vmm.errors import EngineRefused
+
+if TYPE_CHECKING:
+    from vmm.cpu.unicorn.library import Library
+
+# The control block ("T" in the listing): addresses for the code, and flags between the code and Python.
+T_UC: Final = 0x00
+T_CS: Final = 0x08
+T_ENV: Final = 0x10
+T_EXEC: Final = 0x18
+T_DELIVER: Final = 0x20
+T_EXIT: Final = 0x28
+"""The Python handler of intercepts: int(exit code); non-zero: deliver the exception it has set up."""
+T_RAISE: Final = 0x30
+T_HFLAGS: Final = 0x38
+T_FLAGS: Final = 0x40
+T_STOP: Final = 0x48
+"""Four flags of one byte each, any of which ends the run: kick, alarm, internal, unused."""
+T_YIELD: Final = 0x4C
+"""u32: leave at PAUSE."""
+T_RF: Final = 0x50
+T_RF_DEBUG: Final = 0x54
+"""Bit n: vector n pushes RFLAGS with RF set; the second while DR7 enables a breakpoint."""
+T_CODE: Final = 0x58
+T_PREFIXES: Final = 0x60
+T_REX: Final = 0x64
+T_OPCODE: Final = 0x68
+T_MODRM: Final = 0x6C
+T_EXCEPTIONS: Final = 0x70
+T_SYSCALLS: Final = 0x78
+"""u64 counters."""
+T_SIZE: Final = 0x80
+"""The code begins here."""
+
+# The block of the page that `selfmod` uses: addresses of the library's own routines.
+P_INVALIDATE: Final = 0x00
+P_FLUSH: Final = 0x08
+
+STOP_KICK: Final = T_STOP
+STOP_ALARM: Final = T_STOP + 1
+STOP_INTERNAL: Final = T_STOP + 2
+
+_FAULTS = (0, 5, 6, 7, 10, 11, 12, 13, 14, 16, 17, 19)
+_RF_ALWAYS = sum(1 << v for v in _FAULTS if v not in (7, 14))
+_RF_DEBUGGING = sum(1 << v for v in _FAULTS)
+"""All faults push RF=1 (SDM 17.3.1.1). For #PF and #NM, the frequent ones, that is only done while a breakpoint is
+enabled: code that runs with RF=1 is translated a second time, and nobody could tell the difference."""
+
+RF: Final = 0x10000
+_PREFIXES = ("CS", "ENV", "EXCP", "EXIT", "HF", "P", "RF", "SVM", "T", "TLB", "UC")
+SYMBOLS: Final[dict[str, int]] = {
+    name: value
+    for table in (vars(layout), globals())
+    for name, value in table.items()
+    if isinstance(value, int) and name.split("_")[0] in _PREFIXES
+}
+
+LISTING: Final = """\
+                             | # run(T): execute until the CPU halts or somebody asks to stop. PAUSE stays inside.
+                             | run:
+53                           |     push rbx
+4889fb                       |     mov rbx, rdi
+837b4800                     | 1:  cmp dword ptr [rbx+T_STOP], 0
+751f                         |     jne 2f
+488b3b                       |     mov rdi, [rbx+T_UC]
+488b7308                     |     mov rsi, [rbx+T_CS]
+ff5318                       |     call [rbx+T_EXEC]
+3d00000100                   |     cmp eax, EXCP_INTERRUPT
+750c                         |     jne 3f
+837b4800                     |     cmp dword ptr [rbx+T_STOP], 0
+7506                         |     jne 3f
+837b4c00                     |     cmp dword ptr [rbx+T_YIELD], 0
+74dd                         |     je 1b
+5b                           | 3:  pop rbx
+c3                           |     ret
+b800000100                   | 2:  mov eax, EXCP_INTERRUPT
+5b                           |     pop rbx
+c3                           |     ret
+
+                             |     .balign 16
+                             | # interrupt(uc, number, T): hook of all exceptions and intercepts.
+                             | interrupt:
+81fe00010000                 |     cmp esi, EXIT_BASE
+0f82c4000000                 |     jb deliver
+53                           |     push rbx
+4154                         |     push r12
+4155                         |     push r13
+4889d3                       |     mov rbx, rdx
+448da600ffffff               |     lea r12d, [rsi-EXIT_BASE]
+4183fc20                     |     cmp r12d, 0x20
+720c                         |     jb fetch
+4183fc72                     |     cmp r12d, SVM_CPUID
+7406                         |     je fetch
+4183fc7c                     |     cmp r12d, SVM_MSR
+7551                         |     jne ask
+                             | # An intercepted instruction: count prefixes, note REX, opcode and ModRM.
+                             | fetch:
+4531ed                       |     xor r13d, r13d
+44896b64                     |     mov dword ptr [rbx+T_REX], r13d
+e858000000                   | 4:  call ldub
+83f80f                       |     cmp eax, 0x0f
+741b                         |     je 5f
+89c1                         |     mov ecx, eax
+81e1f0000000                 |     and ecx, 0xf0
+83f940                       |     cmp ecx, 0x40
+7402                         |     je 6f
+31c0                         |     xor eax, eax
+894364                       | 6:  mov [rbx+T_REX], eax
+41ffc5                       |     inc r13d
+4183fd0e                     |     cmp r13d, 14
+72db                         |     jb 4b
+44896b60                     | 5:  mov [rbx+T_PREFIXES], r13d
+41ffc5                       |     inc r13d
+e82c000000                   |     call ldub
+894368                       |     mov [rbx+T_OPCODE], eax
+4183fc20                     |     cmp r12d, 0x20
+7310                         |     jae ask
+83f806                       |     cmp eax, 0x06
+740b                         |     je ask
+41ffc5                       |     inc r13d
+e816000000                   |     call ldub
+89436c                       |     mov [rbx+T_MODRM], eax
+                             | ask:
+4489e7                       |     mov edi, r12d
+ff5328                       |     call [rbx+T_EXIT]
+4889da                       |     mov rdx, rbx
+415d                         |     pop r13
+415c                         |     pop r12
+5b                           |     pop rbx
+85c0                         |     test eax, eax
+7540                         |     jnz deliver
+c3                           |     ret
+                             | # The code byte at CS:RIP + r13. May raise #PF, which leaves through cpu_exec.
+                             | ldub:
+488b7b10                     |     mov rdi, [rbx+T_ENV]
+488bb780000000               |     mov rsi, [rdi+ENV_EIP]
+4c01ee                       |     add rsi, r13
+f787b000000000800000         |     test dword ptr [rdi+ENV_HFLAGS], HF_CS64
+7509                         |     jnz 7f
+4803b7d8000000               |     add rsi, [rdi+ENV_CS+8]
+89f6                         |     mov esi, esi
+4883ec08                     | 7:  sub rsp, 8
+ff5358                       |     call [rbx+T_CODE]
+4883c408                     |     add rsp, 8
+0fb6c0                       |     movzx eax, al
+c3                           |     ret
+
+66662e0f1f8400000000006690   |     .balign 16
+                             | # Deliver the exception of CPUState to the guest. rdx = T
+                             | deliver:
+53                           |     push rbx
+488b5a10                     |     mov rbx, [rdx+T_ENV]
+488b7a08                     |     mov rdi, [rdx+T_CS]
+8b8fa0810000                 |     mov ecx, [rdi+CS_EXCEPTION]
+83a3b0000000f7               |     and dword ptr [rbx+ENV_HFLAGS], ~HF_INHIBIT_IRQ
+48ff4270                     |     inc qword ptr [rdx+T_EXCEPTIONS]
+83bb0c15000000               |     cmp dword ptr [rbx+ENV_IS_INT], 0
+7520                         |     jne 8f
+8b4250                       |     mov eax, [rdx+T_RF]
+f68350150000ff               |     test byte ptr [rbx+ENV_DR7], 0xff
+7403                         |     jz 9f
+8b4254                       |     mov eax, [rdx+T_RF_DEBUG]
+0fa3c8                       | 9:  bt eax, ecx
+7325                         |     jnc 10f
+818b8800000000000100         |     or dword ptr [rbx+ENV_EFLAGS], RF
+eb19                         |     jmp 10f
+b802000000                   | 8:  mov eax, 2
+8d71fd                       |     lea esi, [rcx-3]
+83fe01                       |     cmp esi, 1
+7705                         |     ja 11f
+b801000000                   |     mov eax, 1
+48298380000000               | 11: sub [rbx+ENV_EIP], rax
+ff5220                       | 10: call [rdx+T_DELIVER]
+c7830c15000000000000         |     mov dword ptr [rbx+ENV_IS_INT], 0
+5b                           |     pop rbx
+c3                           |     ret
+
+0f1f440000                   |     .balign 16
+                             | # undefined(uc, T): hook of #UD; true: it is handled.
+                             | undefined:
+4883ec08                     |     sub rsp, 8
+4889f2                       |     mov rdx, rsi
+e884ffffff                   |     call deliver
+b801000000                   |     mov eax, 1
+4883c408                     |     add rsp, 8
+c3                           |     ret
+
+662e0f1f840000000000         |     .balign 16
+                             | # syscall(uc, T): hook of SYSCALL. The caller adds the instruction's length to RIP.
+                             | syscall_entry:
+53                           |     push rbx
+4154                         |     push r12
+4155                         |     push r13
+4156                         |     push r14
+4883ec08                     |     sub rsp, 8
+4989f4                       |     mov r12, rsi
+488b5e10                     |     mov rbx, [rsi+T_ENV]
+f7835002000001000000         |     test dword ptr [rbx+ENV_EFER], 1
+0f847a010000                 |     jz bad
+f783a801000001000000         |     test dword ptr [rbx+ENV_CR0], 1
+0f846a010000                 |     jz bad
+49ff442478                   |     inc qword ptr [r12+T_SYSCALLS]
+4531ed                       |     xor r13d, r13d
+4889df                       | 12: mov rdi, rbx
+488bb380000000               |     mov rsi, [rbx+ENV_EIP]
+4c01ee                       |     add rsi, r13
+f783b000000000800000         |     test dword ptr [rbx+ENV_HFLAGS], HF_CS64
+7509                         |     jnz 13f
+4803b3d8000000               |     add rsi, [rbx+ENV_CS+8]
+89f6                         |     mov esi, esi
+41ff542458                   | 13: call [r12+T_CODE]
+3c0f                         |     cmp al, 0x0f
+7409                         |     je 14f
+41ffc5                       |     inc r13d
+4183fd0d                     |     cmp r13d, 13
+72cc                         |     jb 12b
+4183c502                     | 14: add r13d, 2
+4889df                       |     mov rdi, rbx
+41ff542440                   |     call [r12+T_FLAGS]
+25fffffeff                   |     and eax, ~RF
+4989c6                       |     mov r14, rax
+8b8bdc120000                 |     mov ecx, [rbx+ENV_STAR+4]
+81e1fcff0000                 |     and ecx, 0xfffc
+488bb380000000               |     mov rsi, [rbx+ENV_EIP]
+4c01ee                       |     add rsi, r13
+8b93b0000000                 |     mov edx, [rbx+ENV_HFLAGS]
+f7c200400000                 |     test edx, HF_LMA
+7432                         |     jz 15f
+48897308                     |     mov [rbx+ENV_RCX], rsi
+4c897358                     |     mov [rbx+ENV_R11], r14
+488b83f8120000               |     mov rax, [rbx+ENV_FMASK]
+48f7d0                       |     not rax
+4921c6                       |     and r14, rax
+4c8b83e8120000               |     mov r8, [rbx+ENV_LSTAR]
+f7c200800000                 |     test edx, HF_CS64
+7507                         |     jnz 16f
+4c8b83f0120000               |     mov r8, [rbx+ENV_CSTAR]
+ba009ba000                   | 16: mov edx, 0xa09b00
+eb19                         |     jmp 17f
+89f6                         | 15: mov esi, esi
+48897308                     |     mov [rbx+ENV_RCX], rsi
+4181e6fffdfdff               |     and r14d, ~0x20200
+448b83d8120000               |     mov r8d, [rbx+ENV_STAR]
+ba009bc000                   |     mov edx, 0xc09b00
+898bd0000000                 | 17: mov [rbx+ENV_CS], ecx
+48c783d800000000000000       |     mov qword ptr [rbx+ENV_CS+8], 0
+c783e0000000ffffffff         |     mov dword ptr [rbx+ENV_CS+16], -1
+8993e4000000                 |     mov [rbx+ENV_CS+20], edx
+83c108                       |     add ecx, 8
+81e1fcff0000                 |     and ecx, 0xfffc
+898be8000000                 |     mov [rbx+ENV_SS], ecx
+48c783f000000000000000       |     mov qword ptr [rbx+ENV_SS+8], 0
+c783f8000000ffffffff         |     mov dword ptr [rbx+ENV_SS+16], -1
+c783fc0000000093c000         |     mov dword ptr [rbx+ENV_SS+20], 0xc09300
+4489f0                       |     mov eax, r14d
+25d5080000                   |     and eax, 0x8d5
+48898398000000               |     mov [rbx+ENV_CC_SRC], rax
+c783a800000001000000         |     mov dword ptr [rbx+ENV_CC_OP], 1
+4489f0                       |     mov eax, r14d
+c1e809                       |     shr eax, 9
+83e002                       |     and eax, 2
+f7d8                         |     neg eax
+ffc0                         |     inc eax
+8983ac000000                 |     mov [rbx+ENV_DF], eax
+4181e62af3ffff               |     and r14d, ~0xcd5
+4183ce02                     |     or r14d, 2
+4c89b388000000               |     mov [rbx+ENV_EFLAGS], r14
+4d29e8                       |     sub r8, r13
+4c898380000000               |     mov [rbx+ENV_EIP], r8
+4889df                       |     mov rdi, rbx
+41ff542438                   |     call [r12+T_HFLAGS]
+4883c408                     |     add rsp, 8
+415e                         |     pop r14
+415d                         |     pop r13
+415c                         |     pop r12
+5b                           |     pop rbx
+c3                           |     ret
+                             | bad:
+4889df                       |     mov rdi, rbx
+be06000000                   |     mov esi, 6
+31d2                         |     xor edx, edx
+41ff542430                   |     call [r12+T_RAISE]
+cc                           |     int3
+
+0f1f4000                     |     .balign 16
+                             | # allow(): hook of code fetches outside RAM; true: the read callbacks supply the code.
+                             | allow:
+b801000000                   |     mov eax, 1
+c3                           |     ret
+
+662e0f1f840000000000         |     .balign 16
+                             | # alarm(cell): ends the run of the engine in the cell, if there is one.
+                             | alarm:
+f0ff4708                     |     lock inc dword ptr [rdi+8]
+488b07                       |     mov rax, [rdi]
+4885c0                       |     test rax, rax
+7419                         |     jz 18f
+c6404901                     |     mov byte ptr [rax+T_STOP+1], 1
+488b4808                     |     mov rcx, [rax+T_CS]
+488b9130010000               |     mov rdx, [rcx+CS_ICOUNT]
+c6411501                     |     mov byte ptr [rcx+CS_EXIT_REQUEST], 1
+66c74202ffff                 |     mov word ptr [rdx+2], 0xffff
+f0ff4f08                     | 18: lock dec dword ptr [rdi+8]
+c3                           |     ret
+
+660f1f440000                 |     .balign 16
+                             | # written(uc, pages, ram address, length, pc): rbp is the TLB entry of the store.
+                             | # Let later stores take the fast path if no code is left on the page, and only then.
+                             | written:
+80bff207000001               |     cmp byte ptr [rdi+UC_NO_EXIT_REQUEST], 1
+488d05f2fbffff               |     lea rax, [rip+run-T_SIZE]
+7402                         |     je 19f
+ff20                         |     jmp [rax+P_INVALIDATE]
+57                           | 19: push rdi
+52                           |     push rdx
+4883ec08                     |     sub rsp, 8
+ff10                         |     call [rax+P_INVALIDATE]
+4883c408                     |     add rsp, 8
+5e                           |     pop rsi
+5f                           |     pop rdi
+48837d08ff                   |     cmp qword ptr [rbp+TLB_WRITE], -1
+0f8487000000                 |     je 23f
+48c1ee0c                     |     shr rsi, 12
+4889f2                       |     mov rdx, rsi
+8b8ff4020000                 |     mov ecx, [rdi+UC_L1_SHIFT]
+48d3ea                       |     shr rdx, cl
+486387f0020000               |     movsxd rax, dword ptr [rdi+UC_L1_SIZE]
+48ffc8                       |     dec rax
+4821c2                       |     and rdx, rax
+488b87e0020000               |     mov rax, [rdi+UC_L1_MAP]
+488d04d0                     |     lea rax, [rax+rdx*8]
+8b8ff8020000                 |     mov ecx, [rdi+UC_L2_LEVELS]
+6bc90a                       |     imul ecx, ecx, 10
+488b00                       | 20: mov rax, [rax]
+4885c0                       |     test rax, rax
+7446                         |     jz 22f
+85c9                         |     test ecx, ecx
+7e15                         |     jle 21f
+4889f2                       |     mov rdx, rsi
+48d3ea                       |     shr rdx, cl
+81e2ff030000                 |     and edx, 0x3ff
+488d04d0                     |     lea rax, [rax+rdx*8]
+83e90a                       |     sub ecx, 10
+ebdf                         |     jmp 20b
+81e6ff030000                 | 21: and esi, 0x3ff
+488d3476                     |     lea rsi, [rsi+rsi*2]
+48833cf000                   |     cmp qword ptr [rax+rsi*8], 0
+741c                         |     je 22f
+48837d10ff                   |     cmp qword ptr [rbp+TLB_CODE], -1
+751d                         |     jne 23f
+488b4508                     |     mov rax, [rbp+TLB_WRITE]
+482500f0ffff                 |     and rax, -4096
+480d00080000                 |     or rax, TLB_INVALID
+48894510                     |     mov [rbp+TLB_CODE], rax
+c3                           |     ret
+48816508fffbffff             | 22: and qword ptr [rbp+TLB_WRITE], ~TLB_NOTDIRTY
+c3                           | 23: ret
+
+66662e0f1f8400000000006690   |     .balign 16
+                             | # first_code(uc, ram address): a page gets its first code. Flush what could write there.
+                             | first_code:
+80bff207000001               |     cmp byte ptr [rdi+UC_NO_EXIT_REQUEST], 1
+7511                         |     jne 24f
+488bbfb8010000               |     mov rdi, [rdi+UC_CPU]
+488d0529fbffff               |     lea rax, [rip+run-T_SIZE]
+ff6008                       |     jmp [rax+P_FLUSH]
+c3                           | 24: ret
+"""
+
+
+def _parse(listing: str) -> tuple[bytes, dict[str, int]]:
+    code = bytearray()
+    labels = {}
+    for line in listing.splitlines():
+        left, _, right = line.partition("|")
+        name = right.strip()
+        if name.endswith(":") and name[0].isalpha():
+            labels[name[:-1]] = len(code)
+        code += bytes.fromhex(left)
+    return bytes(code), labels
+
+
+CODE, LABELS = _parse(LISTING)
+
+
+class Page:
+    """An executable page: data of `data_size` bytes, then the code."""
+
+    __slots__ = ("_anchor", "_memory", "address", "bytes", "quads", "words")
+
+    def __init__(self, data_size: int = T_SIZE) -> None:
+        try:
+            self._memory = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        except OSError as error:
+            reason = f"memory that is writable and executable is forbidden here ({error})"
+            raise EngineRefused(
+                "unicorn", reason, "Allow it (SELinux: execmem; systemd: MemoryDenyWriteExecute)"
+            ) from error
+        self._memory[T_SIZE : T_SIZE + len(CODE)] = CODE
+        self._anchor = ctypes.c_ubyte.from_buffer(self._memory)
+        self.address = ctypes.addressof(self._anchor)
+        self.bytes = memoryview(self._memory)[:data_size]
+        self.words = self.bytes.cast("I")
+        self.quads = self.bytes.cast("Q")
+
+    def entry(self, label: str) -> int:
+        """Address of a routine."""
+        return self.address + T_SIZE + LABELS[label]
+
+
+def control_block(library: Library, uc: int, cs: int, env: int, exit_handler: int) -> Page:
+    """The page of one engine, ready to run. `exit_handler`: address of the Python handler of intercepts."""
+    page = Page()
+    for offset, value in (
+        (T_UC, uc),
+        (T_CS, cs),
+        (T_ENV, env),
+        (T_EXEC, library.address("cpu_exec_x86_64")),
+        (T_DELIVER, library.address("x86_cpu_do_interrupt_x86_64")),
+        (T_EXIT, exit_handler),
+        (T_RAISE, library.address("raise_exception_err_x86_64")),
+        (T_HFLAGS, library.address("x86_update_hflags_x86_64")),
+        (T_FLAGS, library.address("helper_read_eflags_x86_64")),
+        (T_CODE, library.address("cpu_ldub_code_x86_64")),
+    ):
+        page.quads[offset >> 3] = value
+    page.words[T_RF >> 2] = _RF_ALWAYS
+    page.words[T_RF_DEBUG >> 2] = _RF_DEBUGGING
+    return page
