@@ -1,6 +1,6 @@
 """A PCI bus: slots and functions, configuration cycles, and the four interrupt wires.
 
-INTx of a function reaches PIRQ (slot + pin) & 3 with pin 0 for INTA#, the swizzle of the i440FX board. Each PIRQ is
+INTx of a function reaches PIRQ (slot + pin - 1) & 3 with pin 0 for INTA#, the swizzle of the i440FX board. Each PIRQ is
 one `Wire`, the OR of all functions on it; the ISA bridge connects the wires to IRQs and tells the bus its routing,
 so that who wants to know (a VFIO device does) can ask which GSI its line reaches and be told of changes.
 """
@@ -37,7 +37,7 @@ def function_of(devfn: int) -> int:
 
 def pirq_of(devfn: int, pin: int) -> int:
     """Which PIRQ (0..3: A..D) a pin (1..4: INTA#..INTD#) reaches. Ref: vectors qemu-intx-paths.json, pc."""
-    return ((devfn >> 3) + pin - 1) & (PIRQS - 1)
+    return ((devfn >> 3) + pin - 2) & (PIRQS - 1)
 
 
 class RouteSubscription:
