@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from devices.acpi_pm import AcpiPm
 from devices.apic_bus import ApicBus
 from devices.device import Property
 from devices.fw_cfg import MAX_CPUS, NB_CPUS, RAM_SIZE, FwCfg
@@ -19,7 +20,7 @@ from devices.lapic import LocalApic
 from devices.mc146818 import Mc146818
 from devices.pci.device import PciDevice
 from devices.pci.host import I440FX, I440FXPciHost
-from devices.pci.hotplug import PciHotplug
+from devices.pci.hotplug import AcpiPciHotplug
 from devices.pci.piix3 import Piix3, Piix4Pm
 from devices.uart16550 import Uart16550
 from machine import plug
@@ -179,9 +180,12 @@ class PcMachine(Machine):
         self.add_pci_board_device(I440FX(addr=0x00))
         self.piix3 = Piix3(addr=0x08, multifunction=True)
         self.add_pci_board_device(self.piix3)
-        self.pm = Piix4Pm(addr=0x0B)
-        self.add_pci_board_device(self.pm)
-        self.pcihp = PciHotplug(self.pci, self.pm.acpi.sci)
+        self.pm = AcpiPm()
+        self.add_board_device(self.pm)
+        self.add_pci_board_device(Piix4Pm(addr=0x0B, pm=self.pm))
+        sci = self.isa_irq("gpe0", SCI_IRQ)
+        self.holdings.hold("wire-holder", "gpe0", sci.close)
+        self.pcihp = AcpiPciHotplug(bus=self.pci, sci=sci)
         self.add_board_device(self.pcihp)
         self.pcihp.on_eject(self._ejected)
 
@@ -193,12 +197,12 @@ class PcMachine(Machine):
     def announce_plug(self, device: Device) -> None:
         """Tell the guest of a hot-plugged device. The last step of a plug."""
         if isinstance(device, PciDevice):
-            self.pcihp.device_added(device.slot)
+            self.pcihp.device_added(device)
 
     def request_unplug(self, device: Device) -> None:
         """Ask the guest to let go of a device."""
         assert isinstance(device, PciDevice)
-        self.pcihp.request_unplug(device.slot, device.id or device.path)
+        self.pcihp.request_unplug(device)
 
     def _ejected(self, slot: int) -> None:
         """The guest, or a reset, ejects a slot: all its functions go, the highest first."""
@@ -251,7 +255,7 @@ class PcMachine(Machine):
     def powerdown(self) -> None:
         """Press the power button."""
         super().powerdown()
-        self.pm.acpi.press_power_button()
+        self.pm.press_power_button()
 
     # What monitors ask.
 
