@@ -130,9 +130,7 @@ class AcpiPciHotplug(Device):
     def realize(self, board: Board) -> None:
         """Answer at 0xae00 and 0xafe0."""
         super().realize(board)
-        self.map_ports(
-            HOTPLUG_BASE, IoRegion("acpi-pci-hotplug", HOTPLUG_SIZE, self.read, self.write, min_access=4, max_access=4)
-        )
+        self.map_ports(HOTPLUG_BASE, IoRegion("acpi-pci-hotplug", HOTPLUG_SIZE, self.read, self.write, max_access=4))
         self.map_ports(GPE0_BASE, IoRegion("acpi-gpe0", GPE0_SIZE, self.gpe_read, self.gpe_write, max_access=1))
 
     # The machine's side.
