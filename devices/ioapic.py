@@ -145,10 +145,11 @@ class AckNotifiers(Protocol):
         The resampler de-asserts its source and then signals every member.
         """
 
-    def resample(self, pin: int) -> None:
+    def resample(self, pin: int) -> bool:
         """Signal every member without de-asserting: the pin was unmasked, its latched level may be stale.
 
-        Called with the chip's lock held: it must not call `set_irq`. Ref: Linux fef8f2b90edb.
+        Called with the chip's lock held: it must not call `set_irq`. False if the pin's GSI has no resampler (it may
+        have another ack notifier): then the level is delivered as it is. Ref: Linux fef8f2b90edb.
         """
 
 
@@ -163,8 +164,8 @@ class NoAckNotifiers:
     def notify_acked(self, pin: int) -> None:
         pass
 
-    def resample(self, pin: int) -> None:
-        pass
+    def resample(self, pin: int) -> bool:  # noqa: ARG002
+        return False
 
 
 @dataclass(frozen=True, slots=True)

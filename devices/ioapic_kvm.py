@@ -275,10 +275,9 @@ class KvmIoApic(IoApic):
         A resampler is asked to look again, and the device asserts once more if it still wants service. The sources
         keep what they have: that is what makes `unmask-resamples-line0-refires` happen. (ioapic_write_indirect)
         """
-        if self.resample_on_unmask and self.acks.has_notifier(pin):
+        if self.resample_on_unmask and self.acks.resample(pin):
             if self.trace.on:
                 self.trace.emit(IoapicUnmaskResample(pin))
-            self.acks.resample(pin)
             self.irr &= ~(1 << pin)
         else:
             self.evaluate(pin)

@@ -406,11 +406,9 @@ class ChipAcks(State):
         """An EOI reached `pin`; no chip lock is held."""
         self.gsis.notify_acked(self._chip(pin), pin)
 
-    def resample(self, pin: int) -> None:
-        """Signal the resampler's members without lowering anything; the chip's lock may be held.
-
-        (kvm_notify_irqfd_resampler, 6.3)
+    def resample(self, pin: int) -> bool:
+        """Signal the resampler's members without lowering anything; False if the pin's GSI has no resampler. The chip's
+        lock may be held. (kvm_notify_irqfd_resampler, 6.3)
         """
         gsi = self.gsis.table.by_pin.get((self._chip(pin), pin), -1)
-        if gsi >= 0:
-            self.notify_resampler(gsi)
+        return gsi >= 0 and self.notify_resampler(gsi)
