@@ -104,10 +104,10 @@ class EngineVcpu(Protocol):
     halted: bool
 
     def reset(self) -> None:
-        """Power-on state: CS F000 base FFFF0000, EIP FFF0, paging off; not halted."""
+        """Power-on state: CS F000 base FFFF0000, EIP FFF0, paging off; not halted. All but vCPU 0 wait for SIPI."""
 
     def init(self) -> None:
-        """INIT: as reset, then wait for SIPI (an application processor does not run until `sipi`)."""
+        """INIT: as reset, but FPU and most MSRs stay; then all but vCPU 0 wait for SIPI."""
 
     def sipi(self, vector: int) -> None:
         """Start at CS = vector << 8, IP = 0. Ignored unless waiting for SIPI."""
@@ -122,6 +122,9 @@ class EngineVcpu(Protocol):
         """
 
     def nmi(self) -> None: ...
+
+    def tsc(self) -> int:
+        """The time stamp counter, as RDTSC would give it now; it counts `Engine.tsc_hz` times a second."""
 
     @property
     def runnable(self) -> bool:
@@ -138,6 +141,9 @@ class Engine(Protocol):
     yield_on_pause: bool
     """Leave with YIELD at PAUSE; the machine sets it while another vCPU is runnable."""
     error: str | None
+
+    @property
+    def tsc_hz(self) -> float: ...
 
     def run(self, index: int, deadline_ns: int) -> ExitReason:
         """Run one vCPU until something ends it; `deadline_ns` is host CLOCK_MONOTONIC time."""

@@ -16,12 +16,12 @@ from vmm.errors import EngineError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vmm.cpu.engine import CpuCallbacks, EngineVcpu
+    from vmm.cpu.engine import EngineVcpu
 
 TSC_HZ = 1_000_000_000
 
 
-class NoVcpu:
+class NoneVcpu:
     """A CPU that keeps its registers and never runs. See `vmm.cpu.engine.EngineVcpu`."""
 
     __slots__ = ("_registers", "armed", "halted", "index")
@@ -66,16 +66,15 @@ class NoVcpu:
         return False
 
 
-class NoEngine:
-    """See `vmm.cpu.engine.Engine`. The constructor takes what the other engines take."""
+class NoneEngine:
+    """See `vmm.cpu.engine.Engine`."""
 
     name = "none"
 
-    def __init__(self, ram: object, ram_size: int, ncpus: int, callbacks: CpuCallbacks) -> None:
-        del ram, ram_size, callbacks
+    def __init__(self, ncpus: int) -> None:
         if ncpus < 1:
             raise EngineError(f"{ncpus} vCPUs: at least one is needed")
-        self.vcpus: Sequence[EngineVcpu] = tuple(NoVcpu(i) for i in range(ncpus))
+        self.vcpus: Sequence[EngineVcpu] = tuple(NoneVcpu(i) for i in range(ncpus))
         self.current = 0
         self.yield_on_pause = False
         self.error: str | None = None

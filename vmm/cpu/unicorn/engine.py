@@ -107,8 +107,7 @@ class UnicornEngine:
         self.live_words = self.live_bytes.cast("I")
         self.live_quads = self.live_bytes.cast("Q")
         self.icount = _view(ctypes.c_uint64.from_address(self.cs + at.CS_ICOUNT).value, 4).cast("H")
-        self._tsc_base = (library.cpu_get_tsc(self.env), time.monotonic_ns())
-        self._tsc_hz = (0, 0.0)
+        self._tsc_hz = 0.0
         self.cpuid_table = CpuidTable(library, self.env)
         self._add_hooks(ram_size)
         self._prepare_cpu()
@@ -166,7 +165,7 @@ class UnicornEngine:
         words[(at.ENV_TR >> 2) + 5] = at.DESC_P | 0x900
         quads[at.ENV_MISC_ENABLE >> 3] = 1
         quads[at.ENV_VMCB >> 3] = _HIDDEN
-        quads[at.ENV_TSC_OFFSET >> 3] = -self._tsc_base[0] & (1 << 64) - 1
+        quads[at.ENV_TSC_OFFSET >> 3] = -self.host_tsc() & (1 << 64) - 1
         quads[at.ENV_INTERCEPT >> 3] = at.intercept(
             at.SVM_MSR, at.SVM_CPUID, at.SVM_RDPMC, at.SVM_TR_WRITE, at.SVM_SHUTDOWN
         )
@@ -359,17 +358,10 @@ class UnicornEngine:
 
     @property
     def tsc_hz(self) -> float:
-        """Frequency of the TSC, measured against CLOCK_MONOTONIC since the engine was made."""
-        elapsed = time.monotonic_ns() - self._tsc_base[1]
-        measured, hz = self._tsc_hz
-        if elapsed >= 2 * measured:
-            if elapsed < 2_000_000:
-                time.sleep((2_000_000 - elapsed) / 1e9)
-            ticks = self.host_tsc() - self._tsc_base[0]
-            elapsed = time.monotonic_ns() - self._tsc_base[1]
-            hz = ticks * 1e9 / elapsed
-            self._tsc_hz = (elapsed, hz)
-        return hz
+        """Frequency of the TSC, measured; the same for all engines of a process."""
+        if not self._tsc_hz:
+            self._tsc_hz = self.library.tsc_hz()
+        return self._tsc_hz
 
     # --- end ---
 

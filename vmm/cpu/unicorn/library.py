@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import platform
 import sys
+import time
 from ctypes import PYFUNCTYPE, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,7 @@ class Library:
                 self._bind(name, result, arguments)
             if table is _PUBLIC:
                 self._check_version()
+        self._tsc_base = self._tsc_and_time()
         # Variadic in C: the instruction to hook is the eighth argument.
         self.uc_hook_insn_add: Any = PYFUNCTYPE(
             c_int, c_void_p, c_void_p, c_int, c_void_p, c_void_p, c_uint64, c_uint64, c_int
@@ -100,6 +102,25 @@ class Library:
         if version != layout.VERSION:
             found, wanted = (".".join(map(str, v)) for v in (version, layout.VERSION))
             raise EngineRefused("unicorn", f"{self.path} is version {found}, not {wanted}", REMEDY)
+
+    def _tsc_and_time(self) -> tuple[int, int]:
+        """The host's TSC and CLOCK_MONOTONIC (ns) at the same moment, as well as can be."""
+        best = None
+        for _ in range(5):
+            before, tsc, after = time.monotonic_ns(), self.cpu_get_tsc(None), time.monotonic_ns()
+            if best is None or after - before < best[0]:
+                best = (after - before, tsc, (before + after) // 2)
+        assert best is not None
+        return best[1:]
+
+    def tsc_hz(self) -> float:
+        """Frequency of the host's TSC, measured since the library was loaded; waits until that is 20 ms ago."""
+        tsc, since = self._tsc_base
+        elapsed = time.monotonic_ns() - since
+        if elapsed < 20_000_000:
+            time.sleep((20_000_000 - elapsed) / 1e9)
+        now_tsc, now = self._tsc_and_time()
+        return (now_tsc - tsc) * 1e9 / (now - since)
 
     def address(self, name: str) -> int:
         """Address of a function, by its full symbol name."""
