@@ -73,7 +73,7 @@ class ApicBus(order.State):
 
     WIRING: ClassVar[tuple[str, ...]] = ("ioapics", "lapics", "smm", "trace", "vector_hashing")
     VISIBLE: ClassVar[tuple[str, ...]] = ()
-    BOOKKEEPING: ClassVar[tuple[str, ...]] = ("by_id", "mapped")
+    BOOKKEEPING: ClassVar[tuple[str, ...]] = ("aliased", "by_id", "mapped")
     __slots__ = (*WIRING, *VISIBLE, *BOOKKEEPING)
 
     def __init__(self, trace: Trace, vector_hashing: bool = True, smm: bool = True) -> None:
@@ -84,6 +84,8 @@ class ApicBus(order.State):
         self.ioapics: list[IoApic] = []
         self.by_id: dict[int, LapicCore] | None = None
         """Enabled local APICs by physical ID; None: an ID or mode has changed, make it anew."""
+        self.aliased: frozenset[int] = frozenset()
+        """Physical IDs that several local APICs have; `by_id` has only the first of them."""
         self.mapped = True
         """All software-enabled local APICs agree on one logical mode, with one bit each."""
 
@@ -163,7 +165,7 @@ class ApicBus(order.State):
         if by_id is None:
             by_id = self._recalculate()
         broadcast = dest == (X2APIC_BROADCAST if x2apic_source else BROADCAST)
-        if not broadcast and not logical:
+        if not broadcast and not logical and dest not in self.aliased:
             lapic = by_id.get(dest)
             if lapic is None or (delivery_mode == LOWEST_PRIORITY and not lapic.hardware_enabled):
                 return 0
@@ -172,7 +174,7 @@ class ApicBus(order.State):
             delivery_mode = FIXED  # nothing to choose from: everybody takes it
         ret = -1
         members = []
-        if not broadcast and self.mapped:
+        if not broadcast and logical and self.mapped:
             # The kernel's table of logical destinations has software-enabled APICs only, and its answer for an
             # address that nobody has is "coalesced".
             ret = 0
@@ -245,13 +247,15 @@ class ApicBus(order.State):
     def _recalculate(self) -> dict[int, LapicCore]:
         """Make the tables anew. (kvm_recalculate_apic_map)"""
         by_id: dict[int, LapicCore] = {}
+        aliased: set[int] = set()
         modes = set()
         taken: set[tuple[int, int]] = set()
         single = True
         for lapic in self.lapics:
             if not lapic.hardware_enabled:
                 continue
-            by_id.setdefault(lapic.apic_id, lapic)
+            if by_id.setdefault(lapic.apic_id, lapic) is not lapic:
+                aliased.add(lapic.apic_id)
             if not lapic.software_enabled or not lapic.ldr:
                 continue
             mode = lapic.logical_mode
@@ -261,6 +265,7 @@ class ApicBus(order.State):
                 single = False
             taken.add((cluster, bits))
         self.mapped = single and len(modes) <= 1
+        self.aliased = frozenset(aliased)
         self.by_id = by_id
         return by_id
 

@@ -78,7 +78,7 @@ class LocalApic(LapicCore):
         if value is None:
             self._error(r.ESR_ILLEGAL_REGISTER)
             return 0
-        return value >> 8 * place
+        return value >> 8 * place & (1 << 8 * size) - 1
 
     def mmio_write(self, offset: int, size: int, value: int) -> None:
         """A guest's write of the register page: 32 bits at the start of a register, else nothing happens."""
