@@ -146,6 +146,8 @@ class Device:
         self.values: dict[str, Any] = {p.name: p.default for p in self.properties} | values
         self.path = f"/machine/peripheral/{id}" if id else f"/machine/unattached/{self.driver}"
         self.life = Life(self.path)
+        self.hotplugged = False
+        """Plugged after the machine was powered on."""
         self.board: Board
         self.holdings: Holdings
 

@@ -119,7 +119,12 @@ class PcMachine(Machine):
         self.ioapic = self.ioapic_device.chip
         self.kvm.connect(ioapic=self.ioapic, pic=self.pic, bus=self.apic_bus)
         self.kvm.set_gsi_routing(pc_routes())
-        self.gsi_wires = [Wire(f"gsi-{n}", self.kvm.gsi_target(n)) for n in range(GSIS)]
+        self.irq_counts = [0] * GSIS
+        """How often each GSI's wire rose, for `info irq`. irqfds do not go over the wires."""
+        self.gsi_wires = [Wire(f"gsi-{n}", self.kvm.gsi_target(n), partial(self._count, n)) for n in range(GSIS)]
+
+    def _count(self, gsi: int, level: bool) -> None:
+        self.irq_counts[gsi] += level
 
     def gsi_irq(self, holder: str, gsi: int) -> LevelLine:
         """A handle on GSI 0 to 23, held by `holder`."""

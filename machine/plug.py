@@ -113,6 +113,7 @@ def device_add(machine: Machine, given: Mapping[str, object], from_text: bool = 
     if name is None:
         number = machine.next_anonymous()
         device.path = f"/machine/peripheral-anon/device[{number}]"
+    device.hotplugged = machine.hotplugging
     device.life.device = name or device.path
     device.life.move("plug", Who.USER)
     try:

@@ -57,7 +57,7 @@ def _device_node(device: Device) -> Node:
             device.life.phase in (Phase.REALIZED, Phase.UNPLUG_REQUESTED) or not device.path.startswith("/machine/p")
         ),
     )
-    node.properties["hotplugged"] = ("bool", lambda: getattr(device, "hotplugged", False))
+    node.properties["hotplugged"] = ("bool", lambda: device.hotplugged)
     node.properties["hotpluggable"] = ("bool", lambda: device.hotpluggable)
     for prop in device.properties:
         node.properties[prop.name] = (prop.type_name, functools.partial(device.values.get, prop.name))

@@ -81,8 +81,8 @@ class Guest:
     async def _connect(self) -> None:
         from qemu.qmp import QMPClient
 
-        from vmm.qmp.server import MonitorServer, UnixAddress
         from vmm.qmp.machine_target import monitor_of
+        from vmm.qmp.server import MonitorServer, UnixAddress
 
         self._folder = tempfile.TemporaryDirectory(prefix="vintx-")
         path = str(Path(self._folder.name) / "qmp")
@@ -167,9 +167,9 @@ class Guest:
 def vm() -> Iterator[Callable[..., Guest]]:
     """`vm(type, **config)`: makes machines that the test drives and that are ended after it.
 
-    Keywords are those of `machine.MachineConfig` (`kernel`, `append`, `cpus`, `ram_size`, `options`, ...), and `devices`: a
-    list of device_add arguments for cold-plugged devices. The first serial port is kept in `.serial`, every trace event
-    in `.trace` (`trace=False`: none, for long runs).
+    Keywords are those of `machine.MachineConfig` (`kernel`, `append`, `cpus`, `ram_size`, `options`, ...), and
+    `objects` and `devices`: lists of object-add and device_add arguments for what is there from the start. The first
+    serial port is kept in `.serial`, every trace event in `.trace` (`trace=False`: none, for long runs).
     """
     from machine import Machine, MachineConfig
     from vmm.chardev import MemoryBackend

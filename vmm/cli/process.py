@@ -143,5 +143,6 @@ class MachineProcess:
                 event = await asyncio.wait_for(self._deleted.get(), seconds)
             except TimeoutError:
                 raise GuestLost(f"no DEVICE_DELETED of {device} after {seconds:g} s", "\n".join(self.lines)) from None
-            if event["data"].get("device") == device:
+            data = event["data"]
+            if isinstance(data, dict) and data.get("device") == device:
                 return

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from devices import lapic_registers as registers
 from machine import qom, registry
+from machine.pc import ISA_IRQS, PcMachine
+from vmm.qmp.commands import make_call
+from vmm.qmp.events import Events
+from vmm.qmp.server import Monitor
 from vmm.qmp.target import (
     CpuInfo,
+    IoapicInfo,
     IrqChips,
+    IrqStatistics,
+    LapicInfo,
     LedgerRow,
     MachineInfo,
     PciBus,
+    PicInfo,
     PropertyInfo,
     TypeInfo,
 )
@@ -20,6 +30,24 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from machine.machine import Machine
+
+_LVT_NAMES = {
+    registers.LVT_CMCI: "cmci",
+    registers.LVT_TIMER: "timer",
+    registers.LVT_THERMAL: "thermal",
+    registers.LVT_PERFORMANCE: "performance",
+    registers.LVT_LINT0: "lint0",
+    registers.LVT_LINT1: "lint1",
+    registers.LVT_ERROR: "error",
+}
+
+
+def monitor_of(machine: Machine, mode: str = "control", pretty: bool = False) -> Monitor:
+    """A monitor of a machine: QMP (`control`) or HMP (`readline`). Each has its own registry and hears all events."""
+    events = Events()
+    machine.on_event(lambda name, data: events.emit(name, data or None))
+    call = make_call(MachineMonitor(machine), f"vintx {version('vintx')}")
+    return Monitor(call, events, mode, pretty)
 
 
 class MachineMonitor:
@@ -134,7 +162,43 @@ class MachineMonitor:
         return self.machine.query_pci()
 
     def irqchips(self) -> IrqChips:
-        return self.machine.query_irqchips()
+        machine = self.machine
+        if not isinstance(machine, PcMachine):
+            return IrqChips()
+        state = machine.ioapic.get_state()
+        chip = machine.ioapic
+        ioapic = IoapicInfo("ioapic0", chip.version, state.id, state.ioregsel, state.irr, tuple(state.redirtbl))
+        pics = tuple(
+            PicInfo(
+                name=f"pic{i}",
+                irr=pic.irr,
+                imr=pic.imr,
+                isr=pic.isr,
+                priority_add=pic.priority_add,
+                irq_base=pic.irq_base,
+                read_isr=bool(pic.read_reg_select),
+                elcr=pic.elcr,
+                special_fully_nested=bool(pic.special_fully_nested_mode),
+            )
+            for i, pic in reversed(list(enumerate(machine.pic.chips)))
+        )
+        lapics = tuple(
+            LapicInfo(
+                lapic.index,
+                lapic.apic_id,
+                lapic.svr,
+                lapic.tpr,
+                lapic.irr,
+                lapic.isr,
+                lapic.tmr,
+                {_LVT_NAMES[register]: entry for register, entry in lapic.lvt.items()},
+            )
+            for lapic in (processor.lapic for processor in machine.processors.all)
+        )
+        counts = {n: count for n, count in enumerate(machine.irq_counts) if count}
+        legacy = {n: count for n, count in counts.items() if n < ISA_IRQS}
+        statistics = (IrqStatistics("ioapic", counts), IrqStatistics("isa-i8259", legacy))
+        return IrqChips((ioapic,), pics, lapics, statistics)
 
     def ledger(self) -> Sequence[LedgerRow]:
         return [LedgerRow(row.owner, row.kind, row.name) for row in self.machine.ledger.rows()]
