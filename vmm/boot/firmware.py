@@ -165,7 +165,7 @@ class Firmware:
         return mask
 
     def _assign(self, bars: list[Bar]) -> None:
-        """I/O from 0xc000 up; memory right below 0xfec00000, prefetchable below that. Largest first.
+        """I/O from 0xc000 up; memory right below 0xfec00000. In each window the largest comes first.
 
         When the 32-bit window is too small, 64-bit BARs go above 4 GiB, and what is still too much gets nothing.
         """
@@ -179,13 +179,15 @@ class Firmware:
             self.unassigned.append(low.pop())
 
     def _place_low(self, bars: list[Bar]) -> bool:
-        """Two windows that end at 0xfec00000. False, with nothing written, if they do not fit."""
+        """Two windows that end at 0xfec00000, prefetchable and not; the one with the largest BAR is below.
+
+        False, with nothing written, if they do not fit.
+        """
+        kinds = [[bar for bar in bars if bar.prefetch is prefetch] for prefetch in (True, False)]
         end = MEMORY_END
         windows = []
-        for prefetch in (False, True):
-            members = [bar for bar in bars if bar.prefetch is prefetch]
-            base = end - sum(map(_room, members))
-            base &= -max(map(_room, members), default=1)
+        for members in sorted(kinds, key=_alignment):
+            base = (end - sum(map(_room, members))) & -_alignment(members)
             if base < MEMORY_BASE:
                 return False
             windows.append((members, base, end))
@@ -248,6 +250,10 @@ class Firmware:
 
 def _room(bar: Bar) -> int:
     return bar.size if bar.io else max(bar.size, SMALLEST_MEMORY_BAR)
+
+
+def _alignment(bars: list[Bar]) -> int:
+    return max(map(_room, bars), default=1)
 
 
 def run(bus: Bus) -> Firmware:
