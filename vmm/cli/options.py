@@ -226,6 +226,8 @@ def _cpu(config: Config, text: str) -> None:
     if text in ("help", "?"):
         _ask(config, "cpu")
         return
+    # The old way to write `feature=on` and `feature=off`.
+    text = re.sub(r"(?<=,)([+-])([^,=]+)(?=,|$)", lambda m: f"{m[2]}={'on' if m[1] == '+' else 'off'}", text)
     options = dict(parse_keyval(text, "model", flags=True).values)
     config.cpu = options.pop("model", None)
     if config.cpu is None:
