@@ -28,7 +28,7 @@ pci_write:
         outl    %eax, %dx
         ret
 
-# pci_enable(EAX = devfn): memory decoding, bus master, INTx; status bits (write one to clear) are left alone.
+# pci_enable(EAX = devfn): decoding, bus master, INTx; status bits (write one to clear) are left alone.
         .globl  pci_enable
 pci_enable:
         push    %ebx
@@ -36,7 +36,7 @@ pci_enable:
         movl    $PCI_COMMAND, %edx
         call    pci_read
         movzwl  %ax, %ecx
-        orl     $COMMAND_MEMORY | COMMAND_MASTER, %ecx
+        orl     $COMMAND_IO | COMMAND_MEMORY | COMMAND_MASTER, %ecx
         andl    $~COMMAND_INTX_DISABLE, %ecx
         movl    %ebx, %eax
         movl    $PCI_COMMAND, %edx
