@@ -13,6 +13,7 @@ import guest_images
 from vmm.boot import flat, load, prepare
 from vmm.boot.acpi import RSDP_ADDRESS
 from vmm.boot.e820 import memory_map
+from vmm.boot.image import check_layout, piece
 from vmm.boot.linux import E820Layout, SetupLayout
 from vmm.boot.pvh import MemoryMapLayout, ModuleLayout, StartInfoLayout
 from vmm.errors import BootError
@@ -105,6 +106,7 @@ def test_elf64_with_pvh_note_starts_there_and_finds_its_start_information(kernel
         for i in range(info.memmap_entries)
     ]
     assert [(r.addr, r.size, r.type) for r in ranges] == [tuple(r) for r in memory_map(RAM)]
+    assert info.nr_modules == 1
     module = ModuleLayout.parse(ram[info.modlist_paddr :])
     assert ram[module.paddr : module.paddr + module.size] == b"cpio" * 3
 
@@ -163,6 +165,13 @@ def test_what_is_no_kernel_is_refused_with_reason_and_file(kernel, data, says):
     with pytest.raises(BootError, match=says) as caught:
         prepare(path, None, "", RAM)
     assert caught.value.path == path
+
+
+def test_segments_that_overlap_are_refused_with_both_names():
+    parts = [piece(MIB, bytes(100), "segment 0"), piece(MIB + 99, bytes(100), "segment 1")]
+    with pytest.raises(BootError, match="segment 1 at 0x100063.* overlaps segment 0"):
+        check_layout(parts, RAM, "x")
+    assert check_layout([parts[1], parts[0]._replace(length=99)], RAM, "x")[1] is parts[1]
 
 
 def test_boot_sector_that_is_too_large_is_refused(kernel):
