@@ -169,7 +169,7 @@ def test_what_is_no_kernel_is_refused_with_reason_and_file(kernel, data, says):
 
 def test_segments_that_overlap_are_refused_with_both_names():
     parts = [piece(MIB, bytes(100), "segment 0"), piece(MIB + 99, bytes(100), "segment 1")]
-    with pytest.raises(BootError, match="segment 1 at 0x100063.* overlaps segment 0"):
+    with pytest.raises(BootError, match=r"segment 1 at 0x100063.* overlaps segment 0"):
         check_layout(parts, RAM, "x")
     assert check_layout([parts[1], parts[0]._replace(length=99)], RAM, "x")[1] is parts[1]
 
