@@ -100,12 +100,14 @@ def test_x_query_interrupt_controllers_and_irq_are_as_recorded(client: Client) -
 
 def test_info_pic_shows_a_level_entry_with_its_destination_and_pending_pins(client: Client) -> None:
     entries = [0x10000] * 24
+    entries[9] = 0x0000_0000_0000_C041
     entries[11] = 0x0300_0000_0000_E931
     client.target.chips = IrqChips((IoapicInfo("ioapic0", 0x11, 1, 0x10, 1 << 5 | 1 << 11, tuple(entries)),))
     lines = hmp(client, "info pic").split("\r\n")
     assert lines[0] == "ioapic0: ver=0x11 id=0x01 sel=0x10"
+    assert lines[10] == "  pin 9  0x000000000000c041 dest=0 vec=65  active-hi level        fixed  physical"
     assert lines[12] == "  pin 11 0x030000000000e931 dest=3 vec=49  active-lo level        lowest logical"
-    assert lines[25:27] == ["  IRR      5 11", "  Remote IRR 11"]
+    assert lines[25:27] == ["  IRR      5 11", "  Remote IRR 9 11"]
 
 
 def test_query_pci_gives_back_what_qemu_reported(client: Client) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import weakref
 from typing import Any
 
 import pytest
@@ -77,6 +79,14 @@ def test_event_goes_to_every_negotiated_session_and_no_more_after_close(client: 
     subscription.close()
     client.target.cont()
     assert (seen, client.replies()) == (["STOP"], [])
+
+
+def test_closed_session_is_forgotten_by_the_machine(client: Client) -> None:
+    session = weakref.ref(client.session)
+    client.session.close()
+    del client.session
+    gc.collect()
+    assert session() is None
 
 
 def test_command_that_waits_holds_back_in_band_ones_but_not_oob(client: Client) -> None:
