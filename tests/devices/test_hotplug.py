@@ -1,7 +1,9 @@
 """The ACPI hot-plug block: recorded sessions replayed, and the rules behind them."""
 
+import gc
 import json
 import re
+import weakref
 from pathlib import Path
 
 import pytest
@@ -271,6 +273,16 @@ def test_device_with_the_same_id_after_an_eject_can_be_requested_anew(board):
         board.hotplug.request_unplug(device)
         board.outl(EJ, 1 << 5)
     assert board.deleted == ["d0"] * 3
+
+
+def test_ejected_device_is_referred_to_by_nobody(board):
+    device = hot_add(board, "d0", 5 << 3)
+    board.hotplug.request_unplug(device)
+    board.outl(EJ, 1 << 5)
+    gone = weakref.ref(device)
+    del device
+    gc.collect()
+    assert gone() is None
 
 
 def test_reset_ejects_what_is_pending_and_nothing_else(board):

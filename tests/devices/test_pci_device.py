@@ -151,6 +151,18 @@ def test_io_bar_put_over_the_configuration_ports_does_not_hide_them(board):
     assert board.config_read(DEVFN, 0) == 0x0001_1234
 
 
+@pytest.mark.parametrize("bar", [{"size": 256, "io": True}, {"size": 4096}, {"size": 4096, "mem64": True}])
+def test_bar_being_sized_while_decoding_is_on_answers_nowhere(board, bar):
+    board.plug(Probe(bar, addr=DEVFN))
+    board.config_write(DEVFN, cfg.COMMAND, 3, 2)
+    for offset in (0x10, 0x14):
+        board.config_write(DEVFN, offset, 0xFFFF_FFFF)
+    assert board.bus.query().devices[-1].regions[0].address == UNMAPPED
+    for offset in (0x10, 0x14):
+        board.config_write(DEVFN, offset, 0)
+    assert board.bus.query().devices[-1].regions[0].address == UNMAPPED
+
+
 def test_mappings_of_a_bar_are_traced():
     board = PciBoard(trace=True)
     board.plug(Probe(addr=DEVFN))
