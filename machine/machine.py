@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from machine import plug
-from machine.registry import machine_type
+from machine.registry import device_type, machine_type
 from vmm.clock import HostClock, VirtualClock
 from vmm.errors import ConfigError, QmpError
 from vmm.lifecycle import Holdings, Ledger
@@ -58,7 +58,13 @@ class MachineConfig:
     """Properties of the machine type (`-machine pc,NAME=VALUE`)."""
     globals: list[tuple[str, str, Any]] = field(default_factory=list)
     """(driver, property, value) defaults of `-global`."""
-    serial: list[CharBackend] = field(default_factory=list)
+    serial: list[CharBackend | None] = field(default_factory=list)
+    """COM1 to COM4; None: the port is not there."""
+    chardevs: dict[str, CharBackend] = field(default_factory=dict)
+    """Character devices that devices name by id."""
+    cpu_model: str | None = None
+    cpu_options: dict[str, str] = field(default_factory=dict)
+    """Features of the CPU, `on` or `off`."""
     start_paused: bool = False
     no_reboot: bool = False
     no_shutdown: bool = False
@@ -100,6 +106,8 @@ class Machine:
         self.objects: dict[str, Any] = {}
         self.buses: dict[str, plug.Bus] = {}
         self._anonymous_numbers = itertools.count()
+        self.warnings: list[str] = []
+        """What was asked for and is not there, but does no harm."""
         self._event_sinks: list[EventSink] = []
         self._ended = False
         self.clock.stop()
@@ -276,6 +284,10 @@ class Machine:
     def object_del(self, id: str) -> None:
         """Remove an object; ConfigError while something uses it."""
         plug.object_del(self, id)
+
+    def device_class(self, driver: str) -> type[Device] | None:
+        """The class of a driver of the registry, for objects that make devices of their own; None if there is none."""
+        return device_type(driver)
 
     def next_anonymous(self) -> int:
         """The number of the next device without an id."""

@@ -193,6 +193,8 @@ class Vm(State):
         if ioapic is not None:
             self.ioapic = ioapic
             ioapic.acks = self.ioapic_acks
+            if hasattr(ioapic, "resample_on_unmask"):
+                ioapic.resample_on_unmask = self.era.resample_on_unmask
             self.gsis.chips[KVM_IRQCHIP_IOAPIC] = ioapic
         if pic is not None:
             self.pic = pic
