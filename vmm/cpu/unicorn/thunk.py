@@ -172,14 +172,27 @@ c3                           |     ret
 83a3b0000000f7               |     and dword ptr [rbx+ENV_HFLAGS], ~HF_INHIBIT_IRQ
 48ff4270                     |     inc qword ptr [rdx+T_EXCEPTIONS]
 83bb0c15000000               |     cmp dword ptr [rbx+ENV_IS_INT], 0
-7520                         |     jne 8f
+754c                         |     jne 8f
 8b4250                       |     mov eax, [rdx+T_RF]
 f68350150000ff               |     test byte ptr [rbx+ENV_DR7], 0xff
 7403                         |     jz 9f
 8b4254                       |     mov eax, [rdx+T_RF_DEBUG]
 0fa3c8                       | 9:  bt eax, ecx
-7325                         |     jnc 10f
+730a                         |     jnc 25f
 818b8800000000000100         |     or dword ptr [rbx+ENV_EFLAGS], RF
+                             | # In long mode the library names a bad gate by 16 times its vector; it is 8 times.
+f783b000000000400000         | 25: test dword ptr [rbx+ENV_HFLAGS], HF_LMA
+743b                         |     jz 10f
+8b8308150000                 |     mov eax, [rbx+ENV_ERROR_CODE]
+83f90e                       |     cmp ecx, 14
+7430                         |     je 10f
+a802                         |     test al, 2
+742c                         |     jz 10f
+89c6                         |     mov esi, eax
+83e607                       |     and esi, 7
+c1e804                       |     shr eax, 4
+8d04c6                       |     lea eax, [rsi+rax*8]
+898308150000                 |     mov [rbx+ENV_ERROR_CODE], eax
 eb19                         |     jmp 10f
 b802000000                   | 8:  mov eax, 2
 8d71fd                       |     lea esi, [rcx-3]
@@ -192,12 +205,12 @@ c7830c15000000000000         |     mov dword ptr [rbx+ENV_IS_INT], 0
 5b                           |     pop rbx
 c3                           |     ret
 
-0f1f440000                   |     .balign 16
+660f1f840000000000           |     .balign 16
                              | # undefined(uc, T): hook of #UD; true: it is handled.
                              | undefined:
 4883ec08                     |     sub rsp, 8
 4889f2                       |     mov rdx, rsi
-e884ffffff                   |     call deliver
+e854ffffff                   |     call deliver
 b801000000                   |     mov eax, 1
 4883c408                     |     add rsp, 8
 c3                           |     ret
@@ -325,7 +338,7 @@ c3                           |     ret
                              | # Let later stores take the fast path if no code is left on the page, and only then.
                              | written:
 80bff207000001               |     cmp byte ptr [rdi+UC_NO_EXIT_REQUEST], 1
-488d05f2fbffff               |     lea rax, [rip+run-T_SIZE]
+488d05c2fbffff               |     lea rax, [rip+run-T_SIZE]
 7402                         |     je 19f
 ff20                         |     jmp [rax+P_INVALIDATE]
 57                           | 19: push rdi
@@ -379,7 +392,7 @@ c3                           | 23: ret
 80bff207000001               |     cmp byte ptr [rdi+UC_NO_EXIT_REQUEST], 1
 7511                         |     jne 24f
 488bbfb8010000               |     mov rdi, [rdi+UC_CPU]
-488d0529fbffff               |     lea rax, [rip+run-T_SIZE]
+488d05f9faffff               |     lea rax, [rip+run-T_SIZE]
 ff6008                       |     jmp [rax+P_FLUSH]
 c3                           | 24: ret
 """

@@ -111,8 +111,9 @@ class UnicornVcpu:
     # --- reset, INIT, SIPI ---
 
     def reset(self) -> None:
-        """Power-on state: CS F000 base FFFF0000, EIP FFF0, paging off; not halted. The TSC counts on.
+        """Power-on state: CS F000 base FFFF0000, EIP FFF0, paging off; not halted.
 
+        The TSC counts since the engine was made, without TSC_ADJUST: all vCPUs stay in step.
         From a callback of the vCPU that runs, it happens when the instruction is over, and the run ends.
         """
         if not self._defer("reset"):
@@ -151,9 +152,9 @@ class UnicornVcpu:
         self.bytes[: at.ENV_SAVED_SIZE] = engine.reset_image
         if keep:
             self.bytes[first:last] = kept
+            self.quads[_TSC_OFFSET] = tsc_offset
         else:
             self.msrs = msr.power_on()
-        self.quads[_TSC_OFFSET] = tsc_offset
         self.halted = False
         self.waiting_for_sipi = self.index != 0
         self.armed = -1
