@@ -48,7 +48,7 @@ class HelpRequest(NamedTuple):
 
 
 class PropertySet(NamedTuple):
-    """A `-device` or `-object`: its properties, whether their values are text, and the words of the command line."""
+    """A `-device` or `-object`: its properties, whether their values are text, and the argument as given."""
 
     values: dict[str, Any]
     from_text: bool
@@ -243,7 +243,7 @@ def _device(config: Config, text: str) -> None:
         return
     if not isinstance(driver, str) or not driver:
         raise UsageError("Parameter 'driver' is missing")
-    config.devices.append(PropertySet(given.values, given.from_text, f"-device {text}"))
+    config.devices.append(PropertySet(given.values, given.from_text, text))
 
 
 def _object(config: Config, text: str) -> None:
@@ -265,7 +265,7 @@ def _object(config: Config, text: str) -> None:
         mode = "control" if kind == "monitor-qmp" else "readline"
         config.monitors.append(MonitorSpec(f"chardev:{given.values['chardev']}", mode, pretty is True))
         return
-    config.objects.append(PropertySet(given.values, given.from_text, f"-object {text}"))
+    config.objects.append(PropertySet(given.values, given.from_text, text))
 
 
 def _global(config: Config, text: str) -> None:
