@@ -1,10 +1,9 @@
-"""Monitors on real sockets and pipes. Nothing here waits for a clock: each step waits for what must come."""
+"""Monitors on real sockets. Nothing here waits for a clock: each step waits for what must come."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
 import stat
 from pathlib import Path
@@ -19,8 +18,7 @@ from vmm.qmp import server as server_module
 from vmm.qmp.command import Command
 from vmm.qmp.commands import make_call
 from vmm.qmp.events import Events
-from vmm.qmp.server import Monitor, MonitorClient, MonitorServer, TcpAddress, UnixAddress
-from vmm.qmp.stdio import StdioMonitor
+from vmm.qmp.server import Monitor, MonitorServer, TcpAddress, UnixAddress
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -262,34 +260,6 @@ def test_socket_of_another_that_took_the_path_is_not_removed(tmp_path: Path) -> 
     assert Path(setup.path).read_text() == "somebody else's"
 
 
-def test_monitor_connects_to_one_who_listens(tmp_path: Path) -> None:
-    async def main() -> None:
-        setup = Setup(tmp_path)
-        came: asyncio.Queue[Peer] = asyncio.Queue()
-        listener = await asyncio.start_unix_server(lambda r, w: came.put_nowait(Peer(r, w)), setup.path)
-        monitor = MonitorClient(setup.monitor, UnixAddress(setup.path))
-        await monitor.start()
-        peer = await came.get()
-        await peer.negotiate()
-        setup.target.quit()
-        await monitor.close()
-        assert (await peer.receive())["event"] == "SHUTDOWN"
-        assert await peer.receive() is None
-        listener.close()
-        await monitor.close()
-
-    asyncio.run(main())
-
-
-def test_monitor_that_nobody_listens_for_is_refused(tmp_path: Path) -> None:
-    async def main() -> None:
-        setup = Setup(tmp_path)
-        with pytest.raises(ConfigError, match=r"Failed to connect to 'unix:.*No such file"):
-            await MonitorClient(setup.monitor, UnixAddress(setup.path)).start()
-
-    asyncio.run(main())
-
-
 def test_tcp_server_serves_and_tells_its_port(tmp_path: Path) -> None:
     async def main() -> None:
         setup = Setup(tmp_path)
@@ -303,45 +273,6 @@ def test_tcp_server_serves_and_tells_its_port(tmp_path: Path) -> None:
         assert await peer.receive() is None
 
     asyncio.run(main())
-
-
-def test_pipes_carry_a_session_until_end_of_input(tmp_path: Path) -> None:
-    async def main() -> None:
-        setup = Setup(tmp_path)
-        (in_read, in_write), (out_read, out_write) = os.pipe(), os.pipe()
-        monitor = StdioMonitor(setup.monitor, in_read, out_write)
-        await monitor.start()
-        os.write(in_write, b'{"execute":"qmp_capabilities"}{"execute":"quit"}')
-        os.close(in_write)
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader()
-        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(out_read, "rb"))
-        assert ["QMP" in json.loads(await reader.readline())] == [True]
-        assert json.loads(await reader.readline()) == {"return": {}}
-        assert json.loads(await reader.readline())["event"] == "SHUTDOWN"
-        assert json.loads(await reader.readline()) == {"return": {}}
-        await monitor.close()
-        assert os.get_blocking(in_read)
-        os.close(in_read)
-        os.close(out_write)
-
-    asyncio.run(main())
-
-
-def test_files_carry_a_session(tmp_path: Path) -> None:
-    async def main() -> None:
-        setup = Setup(tmp_path)
-        (tmp_path / "in").write_text('{"execute":"qmp_capabilities"}{"execute":"stop"}')
-        with (tmp_path / "in").open("rb") as source, (tmp_path / "out").open("wb") as sink:
-            monitor = StdioMonitor(setup.monitor, source.fileno(), sink.fileno())
-            await monitor.start()
-            while setup.target.run_state == "running":
-                await asyncio.sleep(0)
-            await monitor.close()
-
-    asyncio.run(main())
-    replies = [json.loads(line) for line in (tmp_path / "out").read_bytes().split(b"\r\n") if line]
-    assert [next(iter(reply)) for reply in replies] == ["QMP", "return", "timestamp", "return"]
 
 
 def test_human_monitor_answers_lines_with_a_prompt(tmp_path: Path) -> None:

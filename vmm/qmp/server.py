@@ -1,7 +1,10 @@
-"""Where monitors meet the world: UNIX and TCP sockets, as server or client.
+"""Monitors on listening sockets, UNIX and TCP.
 
 A listening socket serves one client at a time, as QEMU's chardevs do: a second one connects, waits in the kernel's
 backlog, and is greeted when the first leaves. Each client gets a session of its own.
+
+This is how a program in Python serves its own machine; on the command line a monitor is the front end of a character
+device (`vmm.qmp.char_monitor`).
 
 A client that does not read costs no more than HIGH_WATER bytes and a little: its commands wait meanwhile. Events cannot
 wait; when OUTPUT_LIMIT bytes of them have piled up, the client is disconnected.
@@ -105,58 +108,46 @@ class MonitorConnection(asyncio.Protocol):
     def __init__(self, monitor: Monitor, gone: Callable[[], None]) -> None:
         self.session = monitor.session(self.write, self._adjust)
         self._gone = gone
-        self._reader: asyncio.ReadTransport | None = None
-        self._writer: asyncio.WriteTransport | None = None
+        self._transport: asyncio.Transport | None = None
         self._reading = True
         self._left = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The client is there; of a transport that only reads, `output_ready` has told before."""
-        if isinstance(transport, asyncio.Transport):
-            self.output_ready(transport)
-        if isinstance(transport, asyncio.ReadTransport):
-            self._reader = transport
-        self.session.greet()
-
-    def output_ready(self, transport: asyncio.WriteTransport) -> None:
-        """The client can be written to."""
-        self._writer = transport
+        """The client is there."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
         transport.set_write_buffer_limits(HIGH_WATER)
+        self.session.greet()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """The client has left."""
         self.session.close()
-        reader, self._reader = self._reader, None
-        writer, self._writer = self._writer, None
-        if reader is not None:
-            reader.close()
-        if writer is not None:
-            writer.close()
-            self._left.set()
-            self._gone()
+        self._transport = None
+        self._left.set()
+        self._gone()
 
     def write(self, data: bytes) -> None:
         """Send, or disconnect a client that has too much to read already."""
-        writer = self._writer
-        if writer is None or writer.is_closing():
+        transport = self._transport
+        if transport is None or transport.is_closing():
             return
-        writer.write(data)
-        if writer.get_write_buffer_size() > OUTPUT_LIMIT:
+        transport.write(data)
+        if transport.get_write_buffer_size() > OUTPUT_LIMIT:
             log.warning("monitor client does not read; disconnected after %d bytes", OUTPUT_LIMIT)
-            writer.abort()
+            transport.abort()
 
     async def close(self, seconds: float = 1.0) -> None:
         """Send what is left, for at most `seconds`, and disconnect."""
         self.session.close()
-        writer = self._writer
-        if writer is None:
+        transport = self._transport
+        if transport is None:
             return
-        writer.close()
+        transport.close()
         try:
             async with asyncio.timeout(seconds):
                 await self._left.wait()
         except TimeoutError:
-            writer.abort()
+            transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Bytes came."""
@@ -176,13 +167,13 @@ class MonitorConnection(asyncio.Protocol):
     def _adjust(self) -> None:
         """Read from the client, or let it wait."""
         wanted = self.session.wants_input
-        if wanted is self._reading or self._reader is None or self._reader.is_closing():
+        if wanted is self._reading or self._transport is None or self._transport.is_closing():
             return
         self._reading = wanted
         if wanted:
-            self._reader.resume_reading()
+            self._transport.resume_reading()
         else:
-            self._reader.pause_reading()
+            self._transport.pause_reading()
 
 
 class MonitorServer:
@@ -322,37 +313,3 @@ def _clear_stale(path: str) -> None:
         except BlockingIOError:
             pass  # Somebody listens, and is busy.
     raise InUse(f"Failed to listen on unix:{path}: another process listens there; stop it or choose another path", path)
-
-
-class MonitorClient:
-    """A monitor that connects to somebody who listens, as QEMU's test programs do."""
-
-    def __init__(self, monitor: Monitor, address: Address) -> None:
-        self._monitor = monitor
-        self.address: Address = address
-        self._connection: MonitorConnection | None = None
-
-    async def start(self) -> None:
-        """Connect. Raises ConfigError if nobody listens."""
-        loop = asyncio.get_running_loop()
-        connection = self._connection = self._monitor.connection(self._gone)
-        try:
-            if isinstance(self.address, UnixAddress):
-                path = self.address.path
-                where = "\0" + path[1:] if path.startswith("@") else path
-                await loop.create_unix_connection(lambda: connection, where)
-            else:
-                await loop.create_connection(lambda: connection, self.address.host, self.address.port)
-        except OSError as error:
-            connection.session.close()
-            self._connection = None
-            raise ConfigError(f"Failed to connect to '{self.address}': {error.strerror or error}") from error
-
-    async def close(self) -> None:
-        """Send what is left, and disconnect. May be repeated."""
-        if self._connection is not None:
-            await self._connection.close()
-        self._monitor.cancel()
-
-    def _gone(self) -> None:
-        self._connection = None
