@@ -188,6 +188,8 @@ class Uart16550(Device):
         self.divisor = 12
         self.received: deque[int] = deque()
         self.transmit: deque[int] = deque()
+        self._last = 0
+        """What is in the holding register, which goes on showing it once it was read."""
         self.thre_pending = False
         """The THRE interrupt is pending: set when the transmitter ran empty, cleared by its IIR or by new data."""
         self.timeout_pending = False
@@ -450,14 +452,16 @@ class Uart16550(Device):
         else:
             received.append(value)
         self.lsr |= LSR_DR | errors
-        if self.fcr & 1:
+        if not self.fcr & 1:
+            self._last = value
+        else:
             self._receive_timer.arm(self.board.clock.now() + 4 * self._char_ns)
         self._update()
 
     def _pop(self) -> int:
         received = self.received
         if not received:
-            return 0
+            return 0 if self.fcr & 1 else self._last
         value = received.popleft()
         self.timeout_pending = False
         if not received:

@@ -197,6 +197,14 @@ def test_received_character_interrupts_and_is_read_once():
     assert port.read(u.LSR) & u.LSR_DR == 0
 
 
+def test_holding_register_shows_its_last_character_again():
+    port = Port()
+    port.uart.receive(b"x")
+    assert [port.read(u.RBR), port.read(u.RBR)] == [ord("x"), ord("x")]
+    port.write(u.FCR, 1)
+    assert port.read(u.RBR) == 0
+
+
 def test_input_waits_for_room_and_arrives_in_order():
     port = Port()
     port.wire.feed(b"hello")
