@@ -68,11 +68,16 @@ def test_fadt_says_where_the_pm_block_gpe_and_acpi_switch_are():
     assert (fadt.gpe0_blk, fadt.gpe0_blk_len) == (0xAFE0, 4)
 
 
-def test_dsdt_has_the_soft_off_package_with_type_0():
-    body = find_tables(1)[0]["DSDT"][36:]
-    assert body[:6] == b"\x08_S5_\x12"
-    assert body[6] == len(body) - 6
-    assert body[7:] == bytes((4, 0, 0, 0, 0))
+def test_other_aml_takes_the_place_of_our_dsdt():
+    ram = bytearray(RAM)
+    for piece in acpi.tables(1, dsdt=b"AML"):
+        ram[piece.address : piece.end] = piece.data
+    at = ram.index(b"DSDT", 0xE0000)
+    assert ram[at + 36 : at + 39] == b"AML"
+
+
+def test_tables_leave_most_of_their_area_free():
+    assert max(piece.end for piece in acpi.tables(255)) < 0xE4000
 
 
 def test_facs_is_what_the_specification_asks_for():

@@ -1,14 +1,15 @@
 """ACPI tables of the `pc` machine, placed where a guest without firmware services scans for them.
 
-RSDP, RSDT, FADT, FACS, MADT and a DSDT with the soft-off state. Addresses and values are those of QEMU's `pc`:
+RSDP, RSDT, FADT, FACS and MADT; the DSDT comes from `vmm.boot.dsdt`. Addresses and values are those of QEMU's `pc`:
 power management at 0x600, GPE block at 0xafe0, SCI 9, ACPI enabled by writing 0xf1 to port 0xb2.
-Ref: ACPI 6.4, 5.2 (tables; revision 1 layouts, as QEMU's pc has), 20.2 (AML).
+Ref: ACPI 6.4, 5.2 (revision 1 layouts, as QEMU's pc has).
 """
 
 from __future__ import annotations
 
 from construct import Array, Bytes, Const, GreedyRange, Int8ul, Int16ul, Int32ul, Struct, Switch, this
 
+from vmm.boot.dsdt import build
 from vmm.boot.image import Piece, piece
 
 RSDP_ADDRESS = 0xE0000
@@ -120,11 +121,6 @@ MadtEntryLayout = Struct(
 )
 MadtLayout = Struct("lapic_address" / Int32ul, "flags" / Int32ul, "entries" / GreedyRange(MadtEntryLayout))
 
-NAME_OP = b"\x08"
-PACKAGE_OP = b"\x12"
-SOFT_OFF = NAME_OP + b"_S5_" + PACKAGE_OP + bytes((6, 4, 0, 0, 0, 0))
-"""Name (_S5, Package (4) {0, 0, 0, 0}): SLP_TYP 0 is soft-off on this PIIX4."""
-
 
 def checksummed(data: bytes, offset: int) -> bytes:
     """`data` with the byte at `offset` set so that all bytes add up to 0 modulo 256."""
@@ -198,8 +194,8 @@ def fadt(facs_address: int, dsdt_address: int) -> bytes:
     return table(b"FACP", 1, FadtLayout.build(fields))
 
 
-def tables(cpus: int, dsdt: bytes = SOFT_OFF) -> tuple[Piece, ...]:
-    """All tables of a machine with `cpus` CPUs, RSDP included; `dsdt` is AML without its table header.
+def tables(cpus: int, dsdt: bytes | None = None) -> tuple[Piece, ...]:
+    """All tables of a machine with `cpus` CPUs, RSDP included; `dsdt` is other AML than ours, without its header.
 
     ValueError for a number of CPUs that has no MADT.
     """
@@ -220,7 +216,7 @@ def tables(cpus: int, dsdt: bytes = SOFT_OFF) -> tuple[Piece, ...]:
         placed.extend(content)
         return address
 
-    dsdt_address = place(table(b"DSDT", 1, dsdt))
+    dsdt_address = place(table(b"DSDT", 1, build() if dsdt is None else dsdt))
     addresses = [place(fadt(TABLES_ADDRESS, dsdt_address)), place(madt(cpus))]
     rsdt_address = place(table(b"RSDT", 1, Array(len(addresses), Int32ul).build(addresses)))
     rsdp = RsdpLayout.build({"checksum": 0, "oem_id": OEM_ID, "revision": 0, "rsdt_address": rsdt_address})
