@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 FIXED, LOWEST_PRIORITY, SMI, REMOTE_READ, NMI, INIT, STARTUP, EXTINT = range(8)
 
+FLAT, CLUSTER, X2APIC = "flat", "cluster", "x2apic"
+"""How logical destinations are compared."""
+
 MSI_BASE = 0xFEE0_0000
 MSI_MASK = 0xFFF0_0000
 BROADCAST = 0xFF
@@ -73,7 +76,7 @@ class ApicBus(order.State):
 
     WIRING: ClassVar[tuple[str, ...]] = ("ioapics", "lapics", "smm", "trace", "vector_hashing")
     VISIBLE: ClassVar[tuple[str, ...]] = ()
-    BOOKKEEPING: ClassVar[tuple[str, ...]] = ("aliased", "by_id", "mapped")
+    BOOKKEEPING: ClassVar[tuple[str, ...]] = ("aliased", "by_id", "logical_mode", "slots")
     __slots__ = (*WIRING, *VISIBLE, *BOOKKEEPING)
 
     def __init__(self, trace: Trace, vector_hashing: bool = True, smm: bool = True) -> None:
@@ -86,8 +89,11 @@ class ApicBus(order.State):
         """Enabled local APICs by physical ID; None: an ID or mode has changed, make it anew."""
         self.aliased: frozenset[int] = frozenset()
         """Physical IDs that several local APICs have; `by_id` has only the first of them."""
-        self.mapped = True
-        """All software-enabled local APICs agree on one logical mode, with one bit each."""
+        self.logical_mode: str | None = FLAT
+        """The logical mode that all software-enabled local APICs have; None if they differ, or if one has several bits
+        or those of another: then each is asked."""
+        self.slots: dict[int, LapicCore | None] = {}
+        """In such a mode, who has a place: cluster << 16 | bit."""
 
     # Members.
 
@@ -131,9 +137,18 @@ class ApicBus(order.State):
             lapic.scan_requested = True
 
     def request_scan_of(self, dest: int, logical: bool) -> None:
-        """The same for the CPUs that a destination means."""
-        for lapic in self.lapics:
-            if not lapic.scan_requested and lapic.matches(dest, logical):
+        """The same for the CPUs that a destination means, looked up as a message's would be: one whose APIC is
+        software-disabled is not found by its logical address. (kvm_bitmap_or_dest_vcpus)"""
+        by_id = self._recalculate() if self.by_id is None else self.by_id
+        members: list[LapicCore | None]
+        if dest != BROADCAST and not logical and dest not in self.aliased:
+            members = [by_id.get(dest)]
+        elif dest != BROADCAST and logical and self.logical_mode is not None:
+            members = self._slots(dest)
+        else:
+            members = [a for a in self.lapics if a.matches(dest, logical)]
+        for lapic in members:
+            if lapic is not None:
                 lapic.scan_requested = True
 
     def broadcast_eoi(self, vector: int, cpu: int, level: bool, suppressed: bool = False) -> None:
@@ -153,48 +168,76 @@ class ApicBus(order.State):
         level: bool = True,
         reached: dict[int, int] | None = None,
         x2apic_source: bool = False,
+        redirection_hint: bool = False,
     ) -> int:
         """Send a message. Returns how many local APICs took it, 0 if none, -1 if none was addressed at all.
 
         `dest`: 8 bits, or 32 from an x2APIC (`x2apic_source`). `level`: False only for the level de-assert of an ICR.
-        `reached`: local APIC index -> vector, to which every APIC whose IRR was set is added.
+        `reached`: local APIC index -> vector, to which every APIC whose IRR was set is added. `redirection_hint`: one
+        of those addressed is enough, as for lowest priority.
         """
         if self.trace.on:
             self.trace.emit(ApicDeliverIrq(dest, int(logical), delivery_mode, vector, int(level_trigger)))
         by_id = self.by_id
         if by_id is None:
             by_id = self._recalculate()
-        broadcast = dest == (X2APIC_BROADCAST if x2apic_source else BROADCAST)
-        if not broadcast and not logical and dest not in self.aliased:
-            lapic = by_id.get(dest)
-            if lapic is None or (delivery_mode == LOWEST_PRIORITY and not lapic.hardware_enabled):
-                return 0
-            return lapic.accept(delivery_mode, vector, level_trigger, level, reached)
-        if broadcast and not logical and delivery_mode == LOWEST_PRIORITY:
+        lowest = delivery_mode == LOWEST_PRIORITY or redirection_hint
+        if dest != (X2APIC_BROADCAST if x2apic_source else BROADCAST):
+            if not logical:
+                if dest not in self.aliased:
+                    lapic = by_id.get(dest)
+                    return 0 if lapic is None else lapic.accept(delivery_mode, vector, level_trigger, level, reached)
+            elif self.logical_mode is not None:
+                slots = self._slots(dest)
+                if lowest:
+                    slots = self._lowest(slots, vector)
+                return sum(a.accept(delivery_mode, vector, level_trigger, level, reached) for a in slots if a)
+        elif not logical and delivery_mode == LOWEST_PRIORITY:
             delivery_mode = FIXED  # nothing to choose from: everybody takes it
-        ret = -1
-        members = []
-        if not broadcast and logical and self.mapped:
-            # The kernel's table of logical destinations has software-enabled APICs only, and its answer for an
-            # address that nobody has is "coalesced".
-            ret = 0
-            members = [a for a in self.lapics if a.software_enabled and a.ldr and a.matches(dest, True)]
-        else:
-            members = [a for a in self.lapics if a.hardware_enabled and a.matches(dest, logical, x2apic_source)]
-            if delivery_mode == LOWEST_PRIORITY:
-                members = [a for a in members if a.software_enabled]
-        if not members:
-            return ret
-        if delivery_mode == LOWEST_PRIORITY:
-            return self._lowest(members, vector).accept(delivery_mode, vector, level_trigger, level, reached)
-        return sum(a.accept(delivery_mode, vector, level_trigger, level, reached) for a in members)
+            lowest = redirection_hint
+        # Nobody can be looked up: ask each.
+        members: list[LapicCore | None] = [
+            a for a in self.lapics if a.hardware_enabled and a.matches(dest, logical, x2apic_source)
+        ]
+        return self._accept_all(members, lowest, delivery_mode, vector, level_trigger, level, reached)
 
-    def _lowest(self, members: list[LapicCore], vector: int) -> LapicCore:
+    def _accept_all(
+        self,
+        members: list[LapicCore | None],
+        lowest: bool,
+        delivery_mode: int,
+        vector: int,
+        level_trigger: bool,
+        level: bool,
+        reached: dict[int, int] | None,
+    ) -> int:
+        if lowest:
+            members = self._lowest([a for a in members if a is not None and a.software_enabled], vector)
+        if not members:
+            return -1
+        return sum(a.accept(delivery_mode, vector, level_trigger, level, reached) for a in members if a)
+
+    def _lowest(self, members: list[LapicCore | None], vector: int) -> list[LapicCore | None]:
+        """The one of `members` that a lowest-priority message goes to. Hashing counts places that nobody has, too:
+        the interrupt is lost there."""
         if self.vector_hashing:
-            return members[vector % len(members)]
-        chosen = min(members, key=_arbitration)
-        chosen.arb_prio += 1
-        return chosen
+            return members[vector % len(members) :][:1] if members else []
+        present = [a for a in members if a is not None]
+        return [min(present, key=_arbitration)] if present else []
+
+    def _slots(self, dest: int) -> list[LapicCore | None]:
+        """The places that a logical destination names, lowest first; None where there is no APIC.
+
+        Only software-enabled APICs are in the table. (kvm_apic_map_get_logical_dest)
+        """
+        if self.logical_mode == FLAT:
+            cluster, bits = 0, dest & 0xFF
+        elif self.logical_mode == CLUSTER:
+            cluster, bits = dest >> 4 & 0xF, dest & 0xF
+        else:
+            cluster, bits = dest >> 16, dest & 0xFFFF
+        table = self.slots
+        return [table.get(cluster << 16 | 1 << n) for n in range(16) if bits >> n & 1]
 
     def shorthand(
         self,
@@ -209,18 +252,13 @@ class ApicBus(order.State):
         """Send to a destination shorthand: self, all including self, or all but self. Returns as `deliver`."""
         if self.trace.on:
             self.trace.emit(ApicDeliverIrq(source.apic_id, 0, delivery_mode, vector, int(level_trigger)))
-        members = [
+        members: list[LapicCore | None] = [
             a
             for a in self.lapics
             if a.hardware_enabled and ((to_self and a is source) or (to_others and a is not source))
         ]
-        if delivery_mode == LOWEST_PRIORITY:
-            members = [a for a in members if a.software_enabled]
-            if members:
-                members = [self._lowest(members, vector)]
-        if not members:
-            return -1
-        return sum(a.accept(delivery_mode, vector, level_trigger, level, None) for a in members)
+        lowest = delivery_mode == LOWEST_PRIORITY
+        return self._accept_all(members, lowest, delivery_mode, vector, level_trigger, level, None)
 
     def msi(self, address: int, data: int) -> int:
         """A write of `data` to the MSI window. Returns as `deliver`; 0 for an address outside it.
@@ -229,11 +267,14 @@ class ApicBus(order.State):
         """
         if address & 0xFFFF_FFFF_FFF0_0000 != MSI_BASE:
             return 0
-        logical = bool(address & 4)
-        mode = data >> 8 & 7
-        if mode == FIXED and address & 8 and logical:
-            mode = LOWEST_PRIORITY  # redirection hint: one CPU of those addressed
-        return self.deliver(address >> 12 & 0xFF, logical, mode, data & 0xFF, bool(data & 0x8000))
+        return self.deliver(
+            address >> 12 & 0xFF,
+            bool(address & 4),
+            data >> 8 & 7,
+            data & 0xFF,
+            bool(data & 0x8000),
+            redirection_hint=bool(address & 8),
+        )
 
     def msi_from_cpu_side(self, address: int, data: int) -> int:
         """An MSI write that passes the CPUs' own address decoding, where the first page is their APIC registers.
@@ -248,9 +289,9 @@ class ApicBus(order.State):
         """Make the tables anew. (kvm_recalculate_apic_map)"""
         by_id: dict[int, LapicCore] = {}
         aliased: set[int] = set()
-        modes = set()
-        taken: set[tuple[int, int]] = set()
-        single = True
+        slots: dict[int, LapicCore | None] = {}
+        mode: str | None = FLAT
+        first = True
         for lapic in self.lapics:
             if not lapic.hardware_enabled:
                 continue
@@ -258,14 +299,18 @@ class ApicBus(order.State):
                 aliased.add(lapic.apic_id)
             if not lapic.software_enabled or not lapic.ldr:
                 continue
-            mode = lapic.logical_mode
-            modes.add(mode)
+            if first:
+                mode = lapic.logical_mode
+                first = False
             bits, cluster = lapic.logical_bits()
-            if bits & (bits - 1) or (cluster, bits) in taken:
-                single = False
-            taken.add((cluster, bits))
-        self.mapped = single and len(modes) <= 1
+            place = cluster << 16 | bits
+            if lapic.logical_mode != mode or bits & (bits - 1) or place in slots:
+                mode = None
+            if bits:
+                slots[place] = lapic
         self.aliased = frozenset(aliased)
+        self.logical_mode = mode
+        self.slots = slots
         self.by_id = by_id
         return by_id
 

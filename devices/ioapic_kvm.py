@@ -260,12 +260,12 @@ class KvmIoApic(IoApic):
         new = self._store(pin, high, value)
         if self.irr >> pin & 1 and new & (LEVEL | MASKED | REMOTE_IRR) == LEVEL:
             self.unmasked(pin)
-        # Who must forward which EOI has changed. The kernel asks only those CPUs that the entry means or meant,
-        # and it looks at the old destination with the mode of the new entry's kind of delivery.
+        # Who must forward which EOI has changed. The kernel asks only those CPUs that the entry means or meant; it
+        # reads the old destination in the new destination mode.
         if new >> DELIVERY_MODE_SHIFT & 7 == FIXED:
             self.bus.request_scan_of(new >> DESTINATION_SHIFT, bool(new & LOGICAL))
             if (old ^ new) >> DESTINATION_SHIFT or (old ^ new) & LOGICAL:
-                self.bus.request_scan_of(old >> DESTINATION_SHIFT, bool(old & LOGICAL))
+                self.bus.request_scan_of(old >> DESTINATION_SHIFT, bool(new & LOGICAL))
         else:
             self.bus.request_scan()
 
@@ -301,6 +301,8 @@ class KvmIoApic(IoApic):
         for pin in range(PINS):
             if state.irr >> pin & 1:
                 self.drive(pin, True, True)
+        self.rtc_cpus.clear()
+        self.rtc_pending = 0
         for lapic in self.bus.lapics:
             self.restore_rtc(lapic)
         if order.hook is not None:

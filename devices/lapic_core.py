@@ -12,7 +12,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from devices import lapic_registers as r
-from devices.apic_bus import EXTINT, FIXED, INIT, LOWEST_PRIORITY, NMI, REMOTE_READ, SMI, STARTUP, X2APIC_BROADCAST
+from devices.apic_bus import (
+    CLUSTER,
+    EXTINT,
+    FIXED,
+    FLAT,
+    INIT,
+    LOWEST_PRIORITY,
+    NMI,
+    REMOTE_READ,
+    SMI,
+    STARTUP,
+    X2APIC,
+    X2APIC_BROADCAST,
+)
 from devices.lapic_timer import BUS_HZ, LapicTimer
 from vmm import order
 from vmm.errors import ConfigError
@@ -24,8 +37,6 @@ if TYPE_CHECKING:
     from devices.apic_bus import ApicBus
     from vmm.order import ClockLike
     from vmm.trace import Trace
-
-FLAT, CLUSTER, X2APIC = "flat", "cluster", "x2apic"
 
 
 class CpuSignals(Protocol):
@@ -308,6 +319,8 @@ class LapicCore(order.State):
     ) -> int:
         """Take a message: 1, or 0 if this APIC refuses it. (__apic_accept_irq)"""
         if delivery_mode <= LOWEST_PRIORITY:
+            if delivery_mode == LOWEST_PRIORITY:
+                self.arb_prio += 1
             if not self.software_enabled or not self.hardware_enabled or (level_trigger and not level):
                 return 0
             if order.hook is not None:  # kvm_apic_set_irq: IRR and TMR are changed without the chip's lock

@@ -212,6 +212,12 @@ class KvmReplay:
 
     # CPUs.
 
+    def _lapic_write(self, cpu: int, register: int, value: int) -> None:
+        lapic = self.cpus[cpu]
+        lapic.enter_guest()
+        lapic.mmio_write(register, 4, value)
+        lapic.enter_guest()
+
     def op_inta(self, cpu: int = 0) -> int:
         lapic = self.cpus[cpu]
         vector = lapic.pending_vector()
@@ -224,23 +230,18 @@ class KvmReplay:
         return vector
 
     def op_eoi(self, cpu: int = 0) -> None:
-        lapic = self.cpus[cpu]
-        lapic.enter_guest()
-        lapic.mmio_write(regs.EOI, 4, 0)
-        lapic.enter_guest()
+        self._lapic_write(cpu, regs.EOI, 0)
 
     def op_tpr(self, cpu: int, value: int) -> None:
-        self.cpus[cpu].write(regs.TPR, value)
-        self.bus.changed()
-        self.ioapic.restore_rtc(self.cpus[cpu])
+        self._lapic_write(cpu, regs.TPR, value)
 
     def op_svr(self, cpu: int, value: int) -> None:
-        self.cpus[cpu].write(regs.SVR, value)
-        self.bus.changed()
-        self.ioapic.restore_rtc(self.cpus[cpu])
+        self._lapic_write(cpu, regs.SVR, value)
 
-    def op_msi(self, address: int, data: int) -> int:
-        return self.vm.signal_msi(address & 0xFFFF_FFFF, address >> 32, data)
+    def op_msi(self, address: int, data: int) -> Any:
+        status = self.vm.signal_msi(address & 0xFFFF_FFFF, address >> 32, data)
+        # The ioctl's value is the status; libc takes -1 ("nobody") for an error, and EPERM is number 1.
+        return {"errno": "EPERM"} if status < 0 else status
 
     # Routing and eventfds.
 

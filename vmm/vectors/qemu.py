@@ -41,6 +41,7 @@ class MessageTap(ApicBus):
         level: bool = True,  # noqa: ARG002
         reached: dict[int, int] | None = None,  # noqa: ARG002
         x2apic_source: bool = False,  # noqa: ARG002
+        redirection_hint: bool = False,  # noqa: ARG002
     ) -> int:
         self.messages.append([dest, int(logical), delivery_mode, vector, int(level_trigger)])
         return 1
