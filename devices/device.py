@@ -40,7 +40,7 @@ class Property:
     @property
     def type_name(self) -> str:
         """As `-device T,help` and device-list-properties show it."""
-        return {"devfn": "int32"}.get(self.kind, self.kind)
+        return "str" if self.kind in ("devfn", "link") else self.kind
 
     def parse(self, driver: str, value: object, from_text: bool) -> Any:
         """The value in Python's terms; PropertyError in QEMU's words.
@@ -134,6 +134,8 @@ class Device:
     """Base of all devices. A subclass sets `driver` and `properties`, and extends realize, unrealize and reset."""
 
     driver: ClassVar[str] = ""
+    aliases: ClassVar[tuple[str, ...]] = ()
+    """Other names that `-global` knows the driver by."""
     description: ClassVar[str] = ""
     properties: ClassVar[tuple[Property, ...]] = ()
     bus_type: ClassVar[str] = "System"
@@ -173,6 +175,12 @@ class Device:
     def unrealize(self) -> None:
         """Stop answering and give everything back."""
         self.holdings.close()
+
+    def unwind(self) -> None:
+        """Give back what a realize that failed had taken."""
+        holdings: Holdings | None = getattr(self, "holdings", None)  # not there if it failed at once
+        if holdings is not None:
+            holdings.close()
 
     def reset(self) -> None:
         """Power-on state; lines low. Acquired resources stay."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 import itertools
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from machine import plug
 from machine.registry import device_type, machine_type
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from devices.device import Device, Property
     from vmm.chardev import CharBackend
 
+    D = TypeVar("D", bound=Device)
     EventSink = Callable[[str, dict[str, Any]], None]
 
 
@@ -151,9 +152,12 @@ class Machine:
     def power_on(self) -> None:
         """Reset all devices and CPUs and leave the machine as firmware would: the first instruction is next."""
 
+    def make(self, cls: type[D], **values: Any) -> D:
+        """A device of the board, with the defaults that `-global` gives its driver."""
+        return cls(**plug.global_values(self, cls), **values)
+
     def add_board_device(self, device: Device) -> None:
         """Realize a device of the board; it lives as long as the machine."""
-        plug.apply_globals(self, device)
         device.path = f"/machine/unattached/device[{len(self.unattached)}]"
         self.unattached.append(device)
         device.realize(self)  # type: ignore[arg-type]  # a Board, for the machines that have devices

@@ -13,6 +13,7 @@ from devices.acpi_pm import AcpiPm
 from devices.apic_bus import ApicBus
 from devices.device import Property
 from devices.fw_cfg import MAX_CPUS, NB_CPUS, RAM_SIZE, FwCfg
+from devices.i8042 import I8042
 from devices.i8254 import I8254
 from devices.i8259 import I8259
 from devices.ioapic_device import IoApicDevice
@@ -22,17 +23,19 @@ from devices.pci.device import PciDevice
 from devices.pci.host import I440FX, I440FXPciHost
 from devices.pci.hotplug import AcpiPciHotplug
 from devices.pci.piix3 import Piix3, Piix4Pm
+from devices.port92 import Port92
 from devices.uart16550 import Uart16550
 from machine import plug
+from machine.cpu_model import CpuModel
 from machine.machine import Machine
 from machine.processor import Processor, Processors, X86Cpu
-from vmm.boot import acpi, firmware, loader
+from vmm.boot import acpi, firmware, flat, loader
 from vmm.clock import NS_PER_SEC
 from vmm.errors import ConfigError, EngineRefused
 from vmm.kernel.files import DescriptorTable
-from vmm.kernel.gsi import KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, Route
+from vmm.kernel.gsi import KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, AckNotifier, Route
 from vmm.kernel.kvm import Vm
-from vmm.lifecycle import Who
+from vmm.lifecycle import Phase, Who
 from vmm.lines import Wire
 from vmm.order import WorkQueue
 
@@ -41,12 +44,14 @@ if TYPE_CHECKING:
 
     from devices.device import Device
     from vmm.boot.image import BootState
+    from vmm.chardev import CharBackend
     from vmm.cpu.engine import Engine
     from vmm.lines import LevelLine
 
 GSIS = 24
 ISA_IRQS = 16
-SCI_IRQ = 9
+NOTHING_TO_BOOT = bytes.fromhex("fa f4 eb fd")
+"""cli; hlt; jmp to the hlt: firmware that found nothing to boot waits for a reset."""
 
 
 def pc_routes() -> list[Route]:
@@ -86,9 +91,13 @@ class PcMachine(Machine):
         personality = self.values["ioapic"] or ("qemu" if config.accel == "qtest" else "kvm")
         if personality not in ("kvm", "qemu"):
             raise ConfigError(f"ioapic={personality}: use kvm or qemu")
-        self._boot: BootState | None = None
+        self._boot: BootState
         if config.kernel is not None:
             self._boot = loader.prepare(config.kernel, config.initrd, config.append, config.ram_size)
+        elif config.initrd is not None or config.append:
+            raise ConfigError("-append and -initrd only allowed with -kernel option")
+        else:
+            self._boot = flat.load(NOTHING_TO_BOOT, "firmware", config.ram_size)
 
         self.buses = {
             "main-system-bus": plug.SimpleBus("main-system-bus", "System"),
@@ -108,11 +117,10 @@ class PcMachine(Machine):
         self.kvm = Vm(self.files, self.executor, self.trace, era_name=self.values["irqfd-era"])
         self.holdings.hold("fd", "kvm-vm", self.kvm.close)
         self.apic_bus = ApicBus(self.trace)
-        self.pics = I8259(personality=personality)
+        self.pics = self.make(I8259, personality=personality)
         self.add_board_device(self.pics)
         self.pic = self.pics.pic
-        self.ioapic_device = IoApicDevice(personality=personality)
-        plug.apply_globals(self, self.ioapic_device)
+        self.ioapic_device = self.make(IoApicDevice, personality=personality)
         queue = WorkQueue("ioapic", self.executor)
         self.ioapic_device.wire(self.apic_bus, self.kvm.ioapic_acks, queue)
         self.add_board_device(self.ioapic_device)
@@ -140,7 +148,8 @@ class PcMachine(Machine):
 
     def _build_cpus(self) -> None:
         pending, drain = self.executor.pending, self.executor.drain
-        self.processors = Processors(self.ports, self.mmio, pending, drain)
+        model = CpuModel(self.config.cpu_model, self.config.cpu_options)
+        self.processors = Processors(self.ports, self.mmio, model, pending, drain)
         self.engine: Engine | None = None
         tsc_hz = NS_PER_SEC
         tsc = self.clock.now
@@ -166,7 +175,7 @@ class PcMachine(Machine):
             processor.lapic = LocalApic(index, processor, self.apic_bus, self.clock, self.trace, tsc=tsc, tsc_hz=tsc_hz)
             self.holdings.hold("lapic", str(index), processor.lapic.close)
             self.processors.all.append(processor)
-            self.add_board_device(X86Cpu())
+            self.add_board_device(self.make(X86Cpu))
         self.pic.output = self.processors.pic_output
         self.pic.changed = self.processors.interrupts_changed
         self.pic.accepts = lambda: any(p.lapic.accept_pic_intr for p in self.processors.all)
@@ -178,17 +187,17 @@ class PcMachine(Machine):
     # PCI.
 
     def _build_pci(self) -> None:
-        self.pci_host = I440FXPciHost()
+        self.pci_host = self.make(I440FXPciHost)
         self.add_board_device(self.pci_host)
         self.pci = self.pci_host.pci
         self.buses["pci.0"] = self.pci
-        self.add_pci_board_device(I440FX(addr=0x00))
-        self.piix3 = Piix3(addr=0x08, multifunction=True)
+        self.add_pci_board_device(self.make(I440FX, addr=0x00))
+        self.piix3 = self.make(Piix3, addr=0x08, multifunction=True)
         self.add_pci_board_device(self.piix3)
-        self.pm = AcpiPm()
+        self.pm = self.make(AcpiPm)
         self.add_board_device(self.pm)
         self.add_pci_board_device(Piix4Pm(addr=0x0B, pm=self.pm))
-        sci = self.isa_irq("gpe0", SCI_IRQ)
+        sci = self.pm.sci.source("gpe0")
         self.holdings.hold("wire-holder", "gpe0", sci.close)
         self.pcihp = AcpiPciHotplug(bus=self.pci, sci=sci)
         self.add_board_device(self.pcihp)
@@ -198,6 +207,10 @@ class PcMachine(Machine):
         """Realize a PCI function of the board."""
         device.bus = self.pci
         self.add_board_device(device)
+
+    def chardev(self, name: str) -> CharBackend | None:
+        """The character device of that id."""
+        return self.config.chardevs.get(name)
 
     def announce_plug(self, device: Device) -> None:
         """Tell the guest of a hot-plugged device. The last step of a plug."""
@@ -210,21 +223,22 @@ class PcMachine(Machine):
         self.pcihp.request_unplug(device)
 
     def _ejected(self, slot: int) -> None:
-        """The guest, or a reset, ejects a slot: all its functions go, the highest first."""
-        for device in reversed(self.pci.slot_devices(slot)):
+        """The guest, or a reset, ejects a slot: all its functions go."""
+        for device in self.pci.slot_devices(slot):
             plug.remove(self, device, Who.GUEST)
 
     # The ISA side.
 
     def _build_isa(self) -> None:
         config = self.config
-        self.pit = I8254()
+        self.pit = self.make(I8254)
         self.add_board_device(self.pit)
-        self.rtc = Mc146818()
+        self.kvm.gsis.register(AckNotifier(0, self.pit.watch_acks()))
+        self.rtc = self.make(Mc146818, base=config.rtc_base)
         self.add_board_device(self.rtc)
-        self.rtc.set_memory_size(config.ram_size)
-        self.rtc.set_cpus(config.cpus)
-        self.fw_cfg = FwCfg()
+        self.add_board_device(self.make(I8042))
+        self.add_board_device(self.make(Port92))
+        self.fw_cfg = self.make(FwCfg)
         self.fw_cfg.add_u16(NB_CPUS, config.cpus)
         self.fw_cfg.add_u16(MAX_CPUS, config.max_cpus or config.cpus)
         self.fw_cfg.add_u64(RAM_SIZE, config.ram_size)
@@ -232,7 +246,9 @@ class PcMachine(Machine):
             self.fw_cfg.add_file(name, content)
         self.add_board_device(self.fw_cfg)
         for index, backend in enumerate(config.serial):
-            uart = Uart16550(index=index)
+            if backend is None:
+                continue
+            uart = self.make(Uart16550, index=index)
             uart.backend = backend
             self.add_board_device(uart)
             self.loop.before_poll.append(backend.flush)
@@ -242,25 +258,28 @@ class PcMachine(Machine):
     def power_on(self) -> None:
         """Reset everything, and leave the machine as SeaBIOS would, the kernel loaded."""
         for device in [*self.unattached, *self.peripherals.values(), *self.anonymous.values()]:
-            device.reset()
+            if device.life.phase is not Phase.ABSENT or device in self.unattached:
+                device.reset()  # the hot-plug block's reset ejects what was to go
         for processor in self.processors.all:
             processor.lapic.reset()
         registers = None
+        self.rtc.set_memory(self.config.ram_size)
+        self.rtc.set_cpus(self.config.cpus)
+        self.rtc.set_equipment()
         if self.config.accel != "qtest":
             firmware.run(self.processors)
             for piece in acpi.tables(self.config.cpus):
                 self.memory.write(piece.address, piece.data)
-            if self._boot is not None:
-                for address, length in self._boot.place(self.memory.view):
-                    if self.memory.on_write is not None:
-                        self.memory.on_write(address, length)
-                registers = self._boot.registers
+            for address, length in self._boot.place(self.memory.view):
+                if self.memory.on_write is not None:
+                    self.memory.on_write(address, length)
+            registers = self._boot.registers
         self.processors.reset(registers)
 
     def powerdown(self) -> None:
         """Press the power button."""
         super().powerdown()
-        self.pm.press_power_button()
+        self.pm.power_button()
 
     # What monitors ask.
 

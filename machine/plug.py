@@ -46,12 +46,14 @@ def check_id(id: str) -> None:
         raise ConfigError(f"Invalid qdev ID '{id}'")
 
 
-def apply_globals(machine: Machine, device: Device) -> None:
-    """Give a device the values of `-global` that its user did not set."""
-    names = {p.name: p for p in device.properties}
-    for driver, name, value in machine.config.globals:
-        if driver in (device.driver, *getattr(device, "aliases", ())) and name in names:
-            device.values[name] = names[name].parse(device.driver, value, from_text=True)
+def global_values(machine: Machine, cls: type[Device]) -> dict[str, Any]:
+    """The defaults that `-global` gives a driver; a later one wins."""
+    names = {p.name: p for p in cls.properties}
+    return {
+        name: names[name].parse(cls.driver, value, from_text=True)
+        for driver, name, value in machine.config.globals
+        if driver in (cls.driver, *cls.aliases) and name in names
+    }
 
 
 def _class_of(machine: Machine, driver: str) -> type[Device]:
@@ -102,11 +104,7 @@ def device_add(machine: Machine, given: Mapping[str, object], from_text: bool = 
         if name in machine.peripherals:
             raise InUse(f"Duplicate device ID '{name}'", holder=machine.peripherals[name].path)
     values = cls.parse(properties, from_text)
-    device = cls(name, **values)
-    given_names = set(values)
-    for key, value in _global_values(machine, cls).items():
-        if key not in given_names:
-            device.values[key] = value
+    device = cls(name, **(global_values(machine, cls) | values))
     if hasattr(device, "bus"):
         device.bus = bus
     number = None
@@ -120,7 +118,7 @@ def device_add(machine: Machine, given: Mapping[str, object], from_text: bool = 
         device.realize(machine)  # type: ignore[arg-type]  # machines that have buses are Boards
     except Exception:
         device.life.move("fail", Who.MACHINE)
-        device.holdings.close()
+        device.unwind()
         device.life.move("gone", Who.MACHINE)
         raise
     device.holdings.hold("id", name or device.path, lambda: _forget(machine, device, number))
@@ -135,15 +133,6 @@ def device_add(machine: Machine, given: Mapping[str, object], from_text: bool = 
         if announce is not None:
             announce(device)
     return device
-
-
-def _global_values(machine: Machine, cls: type[Device]) -> dict[str, Any]:
-    names = {p.name: p for p in cls.properties}
-    return {
-        name: names[name].parse(cls.driver, value, from_text=True)
-        for driver, name, value in machine.config.globals
-        if driver in (cls.driver, *getattr(cls, "aliases", ())) and name in names
-    }
 
 
 def _forget(machine: Machine, device: Device, number: int | None) -> None:

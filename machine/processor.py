@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from devices.i8259 import Pic
     from devices.lapic import LocalApic
+    from machine.cpu_model import CpuModel
     from vmm.cpu.engine import Engine, EngineVcpu, Registers
     from vmm.loop import Loop
     from vmm.memory import AddressSpace
@@ -99,7 +100,10 @@ class Processor:
 class Processors:
     """The machine's answer to whatever a running guest does. Implements `vmm.cpu.engine.CpuCallbacks`."""
 
-    def __init__(self, ports: AddressSpace, mmio: AddressSpace, pending: object, drain: Callable[[], None]) -> None:
+    def __init__(
+        self, ports: AddressSpace, mmio: AddressSpace, model: CpuModel, pending: object, drain: Callable[[], None]
+    ) -> None:
+        self._model = model
         self.all: list[Processor] = []
         self.engine: Engine
         self._ports = ports
@@ -170,7 +174,7 @@ class Processors:
             else:
                 eax, ebx, ecx = 0, 0, subleaf & 0xFF
             edx = lapic.apic_id
-        return eax, ebx, ecx, edx
+        return self._model.show(leaf, (eax, ebx, ecx, edx))
 
     def cr8_write(self, tpr: int) -> None:
         self.current.lapic.tpr = tpr << 4

@@ -1,6 +1,6 @@
-"""`vintx demo`: the main job, from outside. A guest is booted, two devices are hot-plugged over QMP with QEMU's client, each
-raises its level interrupts, the road of one of them is printed, both are unplugged while their lines are high, and the
-ledger must be what it was before.
+"""`vintx demo`: the main job, from outside. A guest is booted, two devices are hot-plugged over QMP with QEMU's client,
+each raises its level interrupts, the road of one of them is printed, both are unplugged while their lines are high, and
+the ledger must be what it was before.
 """
 
 from __future__ import annotations

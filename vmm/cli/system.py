@@ -1,0 +1,222 @@
+"""`vintx-system-x86_64`: a machine from QEMU's command line.
+
+Help and errors need no machine; a machine is imported and built only when there is one to run. Errors are one line on
+stderr, in QEMU's form, and exit status 1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm.chardev_options import parse_chardev, parse_serial
+from vmm.cli.options import PROGRAM, parse_command_line
+from vmm.errors import InUse, TraceError, UsageError, VintxError
+from vmm.trace import json_sink, text_sink
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import TextIO
+
+    from machine.machine import Machine
+    from vmm.chardev import CharBackend
+    from vmm.cli.options import Config, MonitorSpec
+    from vmm.qmp.char_monitor import CharMonitor
+
+_PR_SET_PDEATHSIG = 1
+ACCELERATORS = ("qtest", "tcg")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the machine that `argv` (without the program's name) asks for; its exit status."""
+    try:
+        config = parse_command_line(sys.argv[1:] if argv is None else argv)
+        if config.help is not None:
+            from vmm.cli.help import show
+
+            show(config.help)
+            return 0
+        return _run(config)
+    except VintxError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"{PROGRAM}: {error.filename or 'I/O'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+
+
+@contextlib.contextmanager
+def _blaming(option: str) -> Iterator[None]:
+    """Errors inside begin with the words of the command line that led to them."""
+    try:
+        yield
+    except VintxError as error:
+        raise UsageError(f"{option}: {error}") from error
+
+
+def _run(config: Config) -> int:
+    if config.preconfig:
+        raise UsageError("-preconfig: not supported; start with -S, and add devices before `cont`")
+    if config.qtest is not None:
+        raise UsageError("-qtest: the test protocol is not supported; -accel qtest gives a machine that runs no CPU")
+    for item in config.log_items:
+        raise UsageError(f"-d {item}: there is no such log; -trace PATTERN writes events")
+    accel = _accelerator(config)
+    if config.exit_with_parent:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    with contextlib.ExitStack() as cleanup:
+        # Whatever a character device holds back is written out last, after the machine is gone.
+        chardevs: dict[str, CharBackend] = {}
+        cleanup.callback(_close_all, chardevs)
+        for text in config.chardevs:
+            with _blaming(f"-chardev {text}"):
+                _add_chardev(chardevs, parse_chardev(text))
+        serial = [_backend(f"-serial {text}", text, f"serial{n}", chardevs) for n, text in enumerate(config.serials)]
+        machine = _build(config, accel, serial, chardevs)
+        cleanup.callback(machine.close)
+        _trace(config, machine, cleanup)
+        for given in config.objects:
+            with _blaming(f"-object {given.words}"):
+                machine.object_add(given.values, given.from_text)
+        for given in config.devices:
+            with _blaming(f"-device {given.words}"):
+                machine.device_add(given.values, given.from_text)
+        monitors = [
+            (_backend(f"-mon {spec.where}", spec.where, f"compat_monitor{n}", chardevs), spec)
+            for n, spec in enumerate(config.monitors)
+        ]
+        if config.pidfile is not None:
+            path = Path(config.pidfile)
+            path.write_text(f"{os.getpid()}\n")
+            cleanup.callback(path.unlink, missing_ok=True)
+        return asyncio.run(_serve(machine, chardevs, monitors))
+
+
+async def _serve(
+    machine: Machine, chardevs: dict[str, CharBackend], monitors: list[tuple[CharBackend | None, MonitorSpec]]
+) -> int:
+    """Open monitors and character devices, and run the machine to its end."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, machine.quit, "host-signal")
+    open_monitors: list[CharMonitor] = []
+    if monitors:
+        from vmm.qmp.char_monitor import CharMonitor
+        from vmm.qmp.machine_target import monitor_of
+
+        for backend, spec in monitors:
+            if backend is not None:
+                open_monitors.append(CharMonitor(monitor_of(machine, spec.mode, spec.pretty), backend))
+    for backend in chardevs.values():
+        backend.start(loop)
+    status = await machine.run()
+    for monitor in open_monitors:
+        monitor.close()
+    for backend in chardevs.values():
+        backend.flush()
+    return status
+
+
+def _close_all(chardevs: dict[str, CharBackend]) -> None:
+    for backend in chardevs.values():
+        backend.close()
+
+
+def _accelerator(config: Config) -> str:
+    """The first engine of the list that is here."""
+    names = config.accels or [("tcg", {})]
+    for name, options in names:
+        if name not in ACCELERATORS:
+            continue
+        for key, value in options.items():
+            # One host thread runs all vCPUs in turn, which is what thread=single asks for and thread=multi allows.
+            if (name, key) != ("tcg", "thread") or value not in ("single", "multi"):
+                raise UsageError(f"-accel {name},{key}={value}: Property '{name}-accel.{key}' not found")
+        return name
+    tried = ":".join(name for name, _ in names)
+    if "kvm" in tried:
+        raise UsageError(f"-accel {tried}: there is no KVM engine; use -accel tcg, or kvm:tcg to fall back to it")
+    raise UsageError(f"-accel {tried}: invalid accelerator {names[0][0]}; known are {', '.join(ACCELERATORS)}")
+
+
+def _add_chardev(chardevs: dict[str, CharBackend], backend: CharBackend) -> None:
+    if backend.id in chardevs:
+        backend.close()
+        raise InUse(f"Chardev with id '{backend.id}' already exists", holder=backend.id)
+    chardevs[backend.id] = backend
+
+
+def _backend(option: str, where: str, name: str, chardevs: dict[str, CharBackend]) -> CharBackend | None:
+    """The character device that -serial, -qmp and the like name or ask for; None for `none`."""
+    with _blaming(option):
+        backend = parse_serial(where, name, chardevs)
+        if backend is not None and chardevs.get(backend.id) is not backend:
+            _add_chardev(chardevs, backend)
+        return backend
+
+
+def _build(config: Config, accel: str, serial: list[CharBackend | None], chardevs: dict[str, CharBackend]) -> Machine:
+    from machine.machine import Machine, MachineConfig
+
+    settings = MachineConfig(
+        cpus=config.smp.cpus,
+        max_cpus=config.smp.maxcpus,
+        accel=accel,
+        cpu_model=config.cpu,
+        cpu_options=dict(config.cpu_options),
+        kernel=config.kernel,
+        initrd=config.initrd,
+        append=config.append,
+        options={name.replace("_", "-"): value for name, value in config.machine_options.items()},
+        globals=list(config.globals),
+        serial=serial,
+        chardevs=chardevs,
+        start_paused=config.paused,
+        no_reboot=config.actions["reboot"] == "shutdown",
+        no_shutdown=config.actions["shutdown"] == "pause",
+        name=config.name or None,
+        uuid=config.uuid,
+        rtc_base=config.rtc_base,
+    )
+    if config.ram_size is not None:
+        settings.ram_size = config.ram_size
+    for item in config.fw_cfg:
+        content = item.string.encode() if item.string is not None else Path(item.file or "").read_bytes()
+        settings.fw_cfg.append((item.name, content))
+    machine = Machine.create(config.machine or "pc", settings)
+    for warning in machine.warnings:
+        print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
+    return machine
+
+
+def _trace(config: Config, machine: Machine, cleanup: contextlib.ExitStack) -> None:
+    """-trace: text to stderr or a file; JSON lines to a file whose name ends in .json or .jsonl."""
+    for spec in config.traces:
+        patterns = [spec.pattern] if spec.pattern else []
+        if spec.events:
+            patterns += [line.strip() for line in Path(spec.events).read_text().splitlines() if line.strip()]
+        target = spec.file or config.log_file
+        stream: TextIO = sys.stderr
+        if target:
+            stream = _open_for_writing(target, cleanup)
+            machine.loop.before_poll.append(stream.flush)
+        sink = (json_sink if target and target.endswith((".json", ".jsonl")) else text_sink)(stream)
+        for pattern in patterns or ["*"]:
+            machine.trace.listen(sink, pattern)
+
+
+def _open_for_writing(path: str, cleanup: contextlib.ExitStack) -> TextIO:
+    try:
+        return cleanup.enter_context(open(path, "w", encoding="utf-8"))  # noqa: PTH123 (a user's path, as it is)
+    except OSError as error:
+        raise TraceError(f"-trace file={path}: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
