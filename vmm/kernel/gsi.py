@@ -324,7 +324,9 @@ class Gsis(State):
                 order.hook("gsi.set-routing", self)
             self.table = table
             self.on_routes()
-        self.rescan()
+        if not self.pins:
+            # With the IOAPIC in user space only: its entries are in the routes. (kvm_arch_post_irq_routing_update)
+            self.rescan()
         self.irq_srcu.synchronize_expedited()
 
     # Back from the chips.
