@@ -545,7 +545,7 @@ def _find(word: str) -> tuple[Option, str]:
 
 def usage(program: str = PROGRAM) -> str:
     """The text of --help."""
-    lines = [f"usage: {program} [options]", "", "Options may begin with one dash or two."]
+    lines = [f"usage: {program} [options]", "", "The options are QEMU's; they may begin with one dash or two."]
     for option in OPTIONS:
         if isinstance(option, str):
             lines += ["", f"{option}:"]
