@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from devices.apic_bus import ApicBus
 from devices.ioapic import LEVEL, REMOTE_IRR
 from devices.ioapic_kvm import KvmIoApic
 from devices.ioapic_qemu import QemuIoApic
@@ -14,6 +15,7 @@ from vmm.vectors import HostProfile, replay, replay_file, replay_kvm, replay_qem
 
 DATA = Path(__file__).parent / "data"
 KVM = json.loads((DATA / "kvm-ioapic.json").read_text())
+SMP = json.loads((DATA / "kvm-ioapic-smp.json").read_text())
 QEMU = json.loads((DATA / "qemu-ioapic.json").read_text())
 KVM_BY_NAME = {s["name"]: s for s in KVM["seqs"]}
 
@@ -22,6 +24,12 @@ def test_kvm_recording_replays_without_a_difference():
     report = replay(KVM)
     assert report.differences == []
     assert str(report) == "330 sequences, 7803 steps, 0 differ"
+
+
+def test_kvm_recording_with_several_cpus_replays_without_a_difference():
+    report = replay(SMP)
+    assert report.differences == []
+    assert str(report) == "36 sequences, 1877 steps, 0 differ"
 
 
 @pytest.mark.parametrize(
@@ -114,6 +122,32 @@ def test_wrong_evaluate_is_noticed(monkeypatch, wrong):
     monkeypatch.setattr(QemuIoApic, "evaluate", wrong)
     assert len(replay(KVM).differences) > 50
     assert len(replay(QEMU).differences) > 20
+
+
+def _everybody_scans(self, _dest, _logical):
+    self.request_scan()
+
+
+def _nobody_scans(_self, _dest, _logical):
+    pass
+
+
+def _lowest_of_those_present(_self, members, vector):
+    present = [a for a in members if a is not None]
+    return [present[vector % len(present)]] if present else []
+
+
+@pytest.mark.parametrize(
+    ("method", "wrong"),
+    [
+        ("request_scan_of", _everybody_scans),
+        ("request_scan_of", _nobody_scans),
+        ("_lowest", _lowest_of_those_present),
+    ],
+)
+def test_wrong_choice_of_cpus_is_noticed(monkeypatch, method, wrong):
+    monkeypatch.setattr(ApicBus, method, wrong)
+    assert replay(SMP).differences
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"other": []}'])

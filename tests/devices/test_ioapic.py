@@ -225,6 +225,29 @@ def test_notifier_that_moves_a_later_pin_away_keeps_it_from_being_acked():
     assert acks.acked == [3]
 
 
+def test_unmask_of_a_latched_level_asks_the_resampler_instead_of_delivering():
+    acks = FakeAcks(5)
+    chips = Chips(acks=acks)
+    chips.program(5, 0x1_8051)
+    chips.ioapic.set_irq(5, 1, True)
+    chips.program(5, 0x8051)
+    assert acks.resampled == [5]
+    assert chips.take() is None
+    chips.ioapic.set_irq(5, 1, True)
+    assert chips.take() == 0x51
+
+
+def test_kernel_before_resample_on_unmask_delivers_the_stale_level():
+    acks = FakeAcks(5)
+    chips = Chips(acks=acks)
+    chips.ioapic.resample_on_unmask = False
+    chips.program(5, 0x1_8051)
+    chips.ioapic.set_irq(5, 1, True)
+    chips.program(5, 0x8051)
+    assert acks.resampled == []
+    assert chips.take() == 0x51
+
+
 # The storm limiter.
 
 

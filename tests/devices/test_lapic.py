@@ -416,6 +416,18 @@ def test_msi_says_what_its_declaration_says(dest, logical, mode, vector, level):
     assert seen == [(dest, logical, mode, vector, level)]
 
 
+def test_redirection_hint_chooses_one_of_those_addressed():
+    chips = Chips(3)
+    assert chips.bus.msi(0xFEE0_700C, 0x61) == 1
+    assert [c.pending_vector() for c in chips.cpus] == [None, 0x61, None]
+
+
+def test_lowest_priority_that_hashes_onto_a_missing_cpu_is_lost():
+    chips = Chips(2)
+    assert chips.bus.deliver(0x07, True, LOWEST_PRIORITY, 0x62, False) == 0
+    assert chips.bus.deliver(0x03, True, LOWEST_PRIORITY, 0x62, False) == 1
+
+
 def test_write_outside_the_msi_window_sends_nothing():
     chips = Chips()
     assert chips.bus.msi(0xFED0_0000, 0x51) == chips.bus.msi(1 << 32 | 0xFEE0_0000, 0x51) == 0
