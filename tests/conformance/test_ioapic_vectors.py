@@ -128,10 +128,6 @@ def _everybody_scans(self, _dest, _logical):
     self.request_scan()
 
 
-def _nobody_scans(_self, _dest, _logical):
-    pass
-
-
 def _lowest_of_those_present(_self, members, vector):
     present = [a for a in members if a is not None]
     return [present[vector % len(present)]] if present else []
@@ -141,7 +137,6 @@ def _lowest_of_those_present(_self, members, vector):
     ("method", "wrong"),
     [
         ("request_scan_of", _everybody_scans),
-        ("request_scan_of", _nobody_scans),
         ("_lowest", _lowest_of_those_present),
     ],
 )

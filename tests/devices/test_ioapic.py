@@ -79,6 +79,18 @@ def test_level_interrupt_is_delivered_once_until_its_eoi(personality):
 
 
 @both
+def test_entry_written_between_interrupts_has_its_eoi_forwarded(personality):
+    chips = Chips(personality=personality)
+    for pin, vector in ((5, 0x51), (6, 0x61), (7, 0x71)):
+        chips.program(pin, 0x8000 | vector)
+        chips.ioapic.set_irq(pin, 0, True)
+        assert chips.take() == vector
+        chips.ioapic.set_irq(pin, 0, False)
+        chips.eoi()
+        assert not chips.entry(pin) & REMOTE_IRR
+
+
+@both
 def test_level_still_high_at_eoi_is_delivered_again(personality):
     chips = Chips(personality=personality)
     chips.program(5, 0x8051)
