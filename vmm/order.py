@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Self
 
     class TimerLike(Protocol):
         """A one-shot timer."""
@@ -52,6 +53,10 @@ stored state), and whether the step sleeps, which it may not do under a spin loc
 NOBODY = -1
 """The owner of a free lock."""
 
+allocate: Callable[[type[State]], State] | None = None
+"""Installed by the explorer: gives a new object of a class its identity, so that an operation that is run again makes
+the same objects again."""
+
 actor = 0
 """Who acts: 0 in the running machine, a number per actor under the explorer, which sets it before each step."""
 
@@ -71,6 +76,13 @@ class State:
     VISIBLE: ClassVar[tuple[str, ...]] = ()
     BOOKKEEPING: ClassVar[tuple[str, ...]] = ()
     __slots__: tuple[str, ...] = ()
+
+    def __new__(cls, *_args: object, **_kwargs: object) -> Self:
+        if allocate is None:
+            return object.__new__(cls)
+        made = allocate(cls)
+        assert isinstance(made, cls)
+        return made
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
