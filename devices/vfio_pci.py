@@ -31,6 +31,7 @@ from devices.device import Board, Property
 from devices.pci import config as cfg
 from devices.pci.device import PciDevice
 from vmm.errors import ConfigError
+from vmm.kernel.eoifd import KVM_EOIFD_FLAG_DEASSIGN, KVM_EOIFD_FLAG_LEVEL_IRQFD
 from vmm.kernel.files import EFD_NONBLOCK
 from vmm.kernel.gsi import AckNotifier
 from vmm.kernel.irqfd import KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE
@@ -288,8 +289,13 @@ class VfioPci(PciDevice):
         held.hold("fd", "unmask", partial(files.close, unmask))
         self.vfio.set_irq_eventfd(INTX, vfio.VFIO_IRQ_SET_ACTION_UNMASK, unmask)
         held.hold("vfio-irq", "unmask", partial(self.vfio.set_irq_eventfd, INTX, vfio.VFIO_IRQ_SET_ACTION_UNMASK, -1))
-        kvm.irqfd(self.trigger, gsi, KVM_IRQFD_FLAG_RESAMPLE, unmask)
+        # As posted in 2012 the EOI had an object of its own; what was merged has one for both. The flags are the same bit.
+        kvm.irqfd(self.trigger, gsi, KVM_IRQFD_FLAG_RESAMPLE, 0 if kvm.era.eoifd else unmask)
         held.hold("irqfd", f"gsi-{gsi}", partial(kvm.irqfd, self.trigger, gsi, KVM_IRQFD_FLAG_DEASSIGN))
+        if kvm.era.eoifd:
+            kvm.eoifd(unmask, KVM_EOIFD_FLAG_LEVEL_IRQFD, self.trigger)
+            flags = KVM_EOIFD_FLAG_LEVEL_IRQFD | KVM_EOIFD_FLAG_DEASSIGN
+            held.hold("eoifd", f"gsi-{gsi}", partial(kvm.eoifd, unmask, flags, self.trigger))
 
     def _take_user_road(self, held: Holdings) -> None:
         """Trigger to our handler, EOI to our notifier. Without a GSI there is no EOI, and nothing to deliver to."""

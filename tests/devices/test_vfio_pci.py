@@ -8,6 +8,7 @@ from devices.pci import config as cfg
 from devices.vfio_pci import VfioIntxEnable, VfioIntxKvmRefused, VfioPci
 from tests.support.vfio_board import BAR, IRQ_ACK, IRQ_RAISE, IRQ_STATUS, VfioBoard
 from vmm.errors import ConfigError, InUse, PropertyError
+from vmm.kernel.policies import POLICIES
 
 
 @pytest.fixture(params=["kvm", "user"])
@@ -159,6 +160,26 @@ def test_masked_pin_delivers_after_unmask(board):
     rig.redir_half(10, False, 0x805A)
     assert board.serve() == 10
     assert board.take() == -1
+
+
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "resample"])
+def test_kernel_with_eoifd_carries_the_interrupt_too_and_lets_go_under_every_policy(policy):
+    board = VfioBoard(policy=policy)
+    board.host()
+    before = snapshot(board)
+    for _ in range(70):  # more turns than there are source ids
+        device = board.plug()
+        assert device.road == "kvm"
+        board.setup(device)
+        board.poke(IRQ_RAISE, 1)
+        assert board.serve() == 10
+        board.poke(IRQ_RAISE, 2)
+        assert board.take() == 10
+        device.unrealize()
+        board.rig.drain()
+        board.eoi()
+        assert snapshot(board) == before
+    assert board.kvm.gsis.sources.live() == 1
 
 
 # Routing

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from devices.i8259 import Pic
 from tests.support.kvm_rig import LEVEL, KvmRig
 from vmm.errors import ConfigError
+from vmm.kernel.eoifd import KVM_CAP_IRQFD_LEVEL
 from vmm.kernel.files import DescriptorTable
 from vmm.kernel.gsi import (
     KVM_IRQ_ROUTING_IRQCHIP,
@@ -144,7 +145,8 @@ def test_irqchip_state_survives_get_and_set():
 
 def test_extensions_depend_on_the_era():
     assert vm().check_extension(KVM_CAP_IRQFD_RESAMPLE) == 1
-    assert vm(era_name="v5").check_extension(KVM_CAP_IRQFD_RESAMPLE) == 0
+    assert vm().check_extension(KVM_CAP_IRQFD_LEVEL) == 0
+    assert vm(era_name="v5").check_extension(KVM_CAP_IRQFD_LEVEL) == 1
     assert vm().check_extension(KVM_CAP_IRQ_ROUTING) == 4096
     assert (vm().check_extension(KVM_CAP_IRQFD), vm().check_extension(9999)) == (1, 0)
 

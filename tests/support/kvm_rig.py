@@ -34,14 +34,14 @@ class KvmRig:
     Descriptor 0 is a file that is no eventfd.
     """
 
-    def __init__(self, ncpu: int = 1, era: str = "6.18", irqchip: str = "full", vm_class: type[Vm] = Vm) -> None:
+    def __init__(self, ncpu: int = 1, era: str | None = None, irqchip: str = "full", policy: str | None = None) -> None:
         self.executor = Executor()
         self.clock = VirtualClock()
         self.trace = Trace(self.clock.now)
         self.recording = Recording()
         self.files = DescriptorTable()
         self.files.install(File("stdin"))
-        self.vm = vm_class(self.files, self.executor, self.trace, irqchip, era)
+        self.vm = Vm(self.files, self.executor, self.trace, irqchip, era, policy)
         self.bus = ApicBus(self.trace)
         self.cpus = [LocalApic(n, NoCpu(), self.bus, self.clock, self.trace) for n in range(ncpu)]
         for n, cpu in enumerate(self.cpus):

@@ -19,9 +19,9 @@ VECTOR = 0x50
 class VfioBoard(FakeBoard):
     """GSI n is IOAPIC pin n, level-triggered with vector 0x50 + n. All PIRQs reach `gsi`, which `route` changes."""
 
-    def __init__(self, trace: bool = False, gsi: int | None = 10, era: str = "6.18") -> None:
+    def __init__(self, trace: bool = False, gsi: int | None = 10, policy: str | None = None) -> None:
         super().__init__(trace=trace)
-        self.rig = KvmRig(era=era)
+        self.rig = KvmRig(policy=policy)
         self.kvm, self.files, self.executor = self.rig.vm, self.rig.files, self.rig.executor
         self.objects: dict[str, VfioHostDevice] = {}
         self.bus = PciBus()

@@ -31,7 +31,7 @@ from vmm.trace import Event
 
 if TYPE_CHECKING:
     from vmm.kernel.eras import Era
-    from vmm.kernel.files import DescriptorTable, EventfdCtx
+    from vmm.kernel.files import DescriptorTable, EventfdCtx, File
     from vmm.kernel.gsi import Gsis, Route
     from vmm.order import Srcu, WorkQueue
 
@@ -176,6 +176,7 @@ class Irqfd(Mortal):
         irqfds.items = tuple(item for item in irqfds.items if item is not self)
         self.shutdowns += 1
         self.shutdown_work.schedule()
+        irqfds.deactivated(self)
 
     def shutdown(self) -> None:
         """The shutdown work: after it nothing comes from this irqfd and nothing of it is left. (irqfd_shutdown)"""
@@ -338,8 +339,10 @@ class Irqfds(State):
         """
         self.check(flags)
         irqfd = self.irqfd_class(self, gsi)
-        file = self.files.fget(fd)
+        file: File | None = None
         try:
+            self.prepare(irqfd, flags)
+            file = self.files.fget(fd)
             irqfd.ctx = file.eventfd()
             if flags & KVM_IRQFD_FLAG_RESAMPLE:
                 self.bind(irqfd, resamplefd)
@@ -358,7 +361,8 @@ class Irqfds(State):
             # Only now: while the file is held POLLHUP cannot come, so an irqfd is never shut down half made.
             if order.hook is not None:
                 order.hook("irqfd.assign.fput", irqfd)
-            file.put()
+            if file is not None:
+                file.put()
         trace = self.gsis.trace
         if trace.on:
             trace.emit(KvmIrqfdAssign(fd, gsi, bool(flags & KVM_IRQFD_FLAG_RESAMPLE)))
@@ -372,6 +376,19 @@ class Irqfds(State):
                 raise os_error(errno.EINVAL, "KVM_IRQFD without an irqchip")
         elif self.irqchip == "none" or (flags & KVM_IRQFD_FLAG_RESAMPLE and self.irqchip != "full"):
             raise os_error(errno.EINVAL, f"KVM_IRQFD flags {flags:#x} with irqchip {self.irqchip}")
+
+    def prepare(self, irqfd: Irqfd, flags: int) -> None:
+        """What an assign takes before it looks at any descriptor: nothing here."""
+
+    def admit(self, irqfd: Irqfd, ctx: EventfdCtx) -> None:
+        """The last word before listing, irqfds.lock held: OSError if another rule forbids it. Here none does."""
+
+    def may_deassign(self, irqfd: Irqfd) -> bool:  # noqa: ARG002
+        """Whether deassign may take this irqfd, irqfds.lock held: always here."""
+        return True
+
+    def deactivated(self, irqfd: Irqfd) -> None:
+        """It was unlisted and its shutdown queued; irqfds.lock held. Nothing depends on it here."""
 
     def bind(self, irqfd: Irqfd, resamplefd: int) -> None:
         """Find the eventfd that EOIs are told to, and join the GSI's resampler."""
@@ -411,6 +428,7 @@ class Irqfds(State):
         if self.era.unique:
             # kvm_irqfd_register: wqh.lock inside irqfds.lock. Assign holds the file, so POLLHUP cannot invert them.
             with self.lock:
+                self.admit(irqfd, ctx)
                 irqfd.route = self.gsis.snapshot(irqfd.gsi)
                 if not ctx.add_wait_priority_exclusive(irqfd.wait):
                     raise os_error(errno.EBUSY, f"{ctx!r} has an irqfd on this host")
@@ -421,6 +439,7 @@ class Irqfds(State):
             for item in self.items:
                 if item.ctx is ctx:
                     raise os_error(errno.EBUSY, f"{ctx!r} has an irqfd in this VM")
+            self.admit(irqfd, ctx)
             irqfd.route = self.gsis.snapshot(irqfd.gsi)
             self.list(irqfd)
             if self.era.poll_under_lock:
@@ -463,6 +482,8 @@ class Irqfds(State):
                     item = items[i]
                     i += 1
                     if item.ctx is ctx and item.gsi == gsi:
+                        if not self.may_deassign(item):
+                            raise os_error(errno.EBUSY, f"{item!r} is still bound")
                         item.route = None
                         item.deactivate()
         finally:

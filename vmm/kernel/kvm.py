@@ -16,6 +16,14 @@ import errno
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from vmm.errors import ConfigError
+from vmm.kernel.eoifd import (
+    KVM_CAP_EOIFD_LEVEL_IRQFD,
+    KVM_CAP_IRQFD_LEVEL,
+    KVM_EOIFD_FLAG_DEASSIGN,
+    KVM_EOIFD_FLAG_LEVEL_IRQFD,
+    EoiIrqfds,
+)
 from vmm.kernel.eras import DEFAULT_ERA, era
 from vmm.kernel.files import File, os_error
 from vmm.kernel.gsi import (
@@ -32,6 +40,7 @@ from vmm.kernel.gsi import (
     IrqSourceIds,
 )
 from vmm.kernel.irqfd import KVM_IRQFD_FLAG_DEASSIGN, Irqfds
+from vmm.kernel.policies import DEFAULT_POLICY, policy
 from vmm.order import Srcu, State, WorkQueue
 from vmm.trace import Trace
 
@@ -122,7 +131,8 @@ class Vm(State):
     """One VM. `fd` is its descriptor in `files`.
 
     `irqchip`: where PIC and IOAPIC are. `full`: here; `split`: in user space, with messages here; `none`: all in user
-    space. `era` is a name of `vmm.kernel.eras`.
+    space. `era_name` is a name of `vmm.kernel.eras`, `policy_name` one of `vmm.kernel.policies`; every policy but
+    `resample` implies era `v5` and gives KVM_EOIFD. ConfigError for names that are not known or do not go together.
     """
 
     WIRING: ClassVar[tuple[str, ...]] = (
@@ -143,6 +153,8 @@ class Vm(State):
     __slots__ = (*WIRING, *BOOKKEEPING)
 
     irqfds_class: ClassVar[type[Irqfds]] = Irqfds
+    eoi_irqfds_class: ClassVar[type[EoiIrqfds]] = EoiIrqfds
+    """What a VM has under the `resample` policy, and under the others."""
 
     def __init__(
         self,
@@ -150,7 +162,8 @@ class Vm(State):
         executor: Executor,
         trace: Trace | None = None,
         irqchip: Irqchip = "full",
-        era_name: str = DEFAULT_ERA,
+        era_name: str | None = None,
+        policy_name: str | None = None,
         inject_workers: int = 2,
         cleanup_workers: int = 1,
     ) -> None:
@@ -158,7 +171,8 @@ class Vm(State):
         self.executor = executor
         self.trace = trace or Trace()
         self.irqchip: Irqchip = irqchip
-        self.era: Era = era(era_name)
+        self.era: Era = _era(era_name, policy_name)
+        rule = policy(policy_name or (DEFAULT_POLICY if self.era.resample else "eoifd-v5"))
         events = WorkQueue("events", executor, inject_workers)
         reserved = [KVM_USERSPACE_IRQ_SOURCE_ID]
         if self.era.resample:
@@ -166,14 +180,11 @@ class Vm(State):
         if self.era.fixed_pit_source:
             reserved.append(KVM_PIT_IRQ_SOURCE_ID)
         self.gsis = Gsis(Srcu("kvm.irq_srcu", events), self.trace, IrqSourceIds(reserved), irqchip == "full")
-        self.irqfds = self.irqfds_class(
-            files,
-            self.gsis,
-            self.era,
-            irqchip,
-            events,
-            WorkQueue("kvm-irqfd-cleanup", executor, cleanup_workers),
-        )
+        cleanup = WorkQueue("kvm-irqfd-cleanup", executor, cleanup_workers)
+        if rule is None:
+            self.irqfds = self.irqfds_class(files, self.gsis, self.era, irqchip, events, cleanup)
+        else:
+            self.irqfds = self.eoi_irqfds_class(files, self.gsis, self.era, irqchip, events, cleanup, rule)
         self.gsis.on_routes = self.irqfds.update_routes
         self.ioapic_acks = ChipAcks(self.gsis, KVM_IRQCHIP_IOAPIC, self.irqfds.notify_resampler)
         self.pic_acks = ChipAcks(self.gsis, KVM_IRQCHIP_PIC_MASTER, self.irqfds.notify_resampler)
@@ -219,6 +230,21 @@ class Vm(State):
             self.irqfds.deassign(fd, gsi)
         else:
             self.irqfds.assign(fd, gsi, flags, resamplefd)
+
+    def eoifd(self, fd: int, flags: int, irqfd: int) -> None:
+        """KVM_EOIFD: assign, or with KVM_EOIFD_FLAG_DEASSIGN deassign.
+
+        OSError ENOTTY where there is no such ioctl; else see `EoiIrqfds.assign_eoifd` and `EoiIrqfds.deassign_eoifd`.
+        """
+        irqfds = self.irqfds
+        if not isinstance(irqfds, EoiIrqfds):
+            raise os_error(errno.ENOTTY, f"KVM_EOIFD in era {self.era.name}")
+        if flags & ~(KVM_EOIFD_FLAG_DEASSIGN | KVM_EOIFD_FLAG_LEVEL_IRQFD):
+            raise os_error(errno.EINVAL, f"KVM_EOIFD flags {flags:#x}")
+        if flags & KVM_EOIFD_FLAG_DEASSIGN:
+            irqfds.deassign_eoifd(fd, irqfd)
+        else:
+            irqfds.assign_eoifd(fd, flags, irqfd)
 
     def set_gsi_routing(self, routes: Sequence[Route], flags: int = 0) -> None:
         """KVM_SET_GSI_ROUTING: replace the whole table. OSError EINVAL."""
@@ -277,8 +303,9 @@ class Vm(State):
         """KVM_CHECK_EXTENSION: 0 if it is not there."""
         if capability == KVM_CAP_IRQ_ROUTING:
             return KVM_MAX_IRQ_ROUTES
-        if capability == KVM_CAP_IRQFD_RESAMPLE:
-            return int(self.era.resample)
+        if capability in (KVM_CAP_IRQFD_LEVEL, KVM_CAP_IRQFD_RESAMPLE, KVM_CAP_EOIFD_LEVEL_IRQFD):
+            # 82 was KVM_CAP_EOIFD as posted, and became KVM_CAP_IRQFD_RESAMPLE.
+            return int(self.era.eoifd or (self.era.resample and capability == KVM_CAP_IRQFD_RESAMPLE))
         return int(
             capability
             in (KVM_CAP_IRQCHIP, KVM_CAP_IRQ_INJECT_STATUS, KVM_CAP_IRQFD, KVM_CAP_SIGNAL_MSI, KVM_CAP_SPLIT_IRQCHIP)
@@ -295,3 +322,17 @@ class Vm(State):
     def gsi_target(self, gsi: int) -> Callable[[bool], object]:
         """What a `Wire` of this GSI is connected to: source 0, where the last writer wins."""
         return partial(self.gsis.set_irq, KVM_USERSPACE_IRQ_SOURCE_ID, gsi)
+
+
+def _era(era_name: str | None, policy_name: str | None) -> Era:
+    """The era that a policy implies; ConfigError if another was asked for."""
+    if policy_name is None:
+        return era(era_name or DEFAULT_ERA)
+    eoifd = policy(policy_name) is not None
+    found = era(era_name or ("v5" if eoifd else DEFAULT_ERA))
+    if found.eoifd != eoifd:
+        raise ConfigError(
+            f"irqfd_policy {policy_name!r} and irqfd_era {found.name!r} do not go together: "
+            "KVM_EOIFD was there in era v5 only"
+        )
+    return found
