@@ -180,7 +180,7 @@ def test_boot_sector_that_is_too_large_is_refused(kernel):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(BootError, match="cannot be read") as caught:
+    with pytest.raises(BootError, match="could not open kernel file") as caught:
         prepare(tmp_path / "none", None, "", RAM)
     assert caught.value.path == str(tmp_path / "none")
 

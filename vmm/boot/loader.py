@@ -27,7 +27,7 @@ def prepare(kernel: Path | str, initrd: str | None, cmdline: str, ram_size: int)
     try:
         data = Path(kernel).read_bytes()
     except OSError as error:
-        raise BootError(f"kernel cannot be read: {error.strerror}", path) from error
+        raise BootError(f"could not open kernel file: {error.strerror}", path) from error
     if not data:
         raise BootError("empty file", path)
     if (header := multiboot.find_header(data, path)) is not None:
