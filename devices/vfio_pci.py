@@ -289,7 +289,7 @@ class VfioPci(PciDevice):
         held.hold("fd", "unmask", partial(files.close, unmask))
         self.vfio.set_irq_eventfd(INTX, vfio.VFIO_IRQ_SET_ACTION_UNMASK, unmask)
         held.hold("vfio-irq", "unmask", partial(self.vfio.set_irq_eventfd, INTX, vfio.VFIO_IRQ_SET_ACTION_UNMASK, -1))
-        # As posted in 2012 the EOI had an object of its own; what was merged has one for both. The flags are the same bit.
+        # As posted in 2012 the EOI had an object of its own; what was merged has one for both. LEVEL is RESAMPLE's bit.
         kvm.irqfd(self.trigger, gsi, KVM_IRQFD_FLAG_RESAMPLE, 0 if kvm.era.eoifd else unmask)
         held.hold("irqfd", f"gsi-{gsi}", partial(kvm.irqfd, self.trigger, gsi, KVM_IRQFD_FLAG_DEASSIGN))
         if kvm.era.eoifd:
