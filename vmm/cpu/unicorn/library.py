@@ -35,6 +35,7 @@ _INTERNAL: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "cpu_x86_update_cr4_x86_64": (None, (c_void_p, c_uint32)),
     "cpu_x86_update_dr7_x86_64": (None, (c_void_p, c_uint32)),
     "helper_read_eflags_x86_64": (c_uint64, (c_void_p,)),
+    "tb_flush_x86_64": (None, (c_void_p,)),
     "tb_invalidate_phys_range_x86_64": (None, (c_void_p, c_uint64, c_uint64)),
     "tlb_flush_x86_64": (None, (c_void_p,)),
     # Called by machine code only:
