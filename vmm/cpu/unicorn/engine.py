@@ -94,9 +94,7 @@ class UnicornEngine:
         self._pin = (ctypes.c_ubyte * ram_size).from_buffer(ram)
         self._must("uc_mem_map_ptr", library.uc_mem_map_ptr(uc, 0, ram_size, at.PROT_ALL, ctypes.addressof(self._pin)))
         self._must("uc_mem_map_ptr", library.uc_mem_map_ptr(uc, _HIDDEN, 3 * PAGE, at.PROT_ALL, hidden))
-        vmcb = _view(hidden, PAGE)
-        self.vmcb_words = vmcb.cast("I")
-        self.vmcb_quads = vmcb.cast("Q")
+        self.vmcb_quads = _view(hidden, PAGE).cast("Q")
         ctypes.memmove(hidden + PAGE, msr.permission_bitmap(), at.MSRPM_SIZE)
         ctypes.c_uint64.from_address(hidden + at.VMCB_MSRPM).value = _HIDDEN + PAGE
         self.cs = ctypes.c_uint64.from_address(uc + at.UC_CPU).value
@@ -167,7 +165,7 @@ class UnicornEngine:
         quads[at.ENV_VMCB >> 3] = _HIDDEN
         quads[at.ENV_TSC_OFFSET >> 3] = -self.host_tsc() & (1 << 64) - 1
         quads[at.ENV_INTERCEPT >> 3] = at.intercept(
-            at.SVM_MSR, at.SVM_CPUID, at.SVM_RDPMC, at.SVM_TR_WRITE, at.SVM_SHUTDOWN
+            at.SVM_VINTR, at.SVM_TR_WRITE, at.SVM_RDPMC, at.SVM_CPUID, at.SVM_MSR, at.SVM_SHUTDOWN
         )
         words[at.ENV_INTERCEPT_CR_READ >> 2] = 1 << 8 | (1 << 0 | 1 << 4 | 1 << 8) << 16
         words[at.ENV_HFLAGS >> 2] |= at.HF_GUEST
@@ -313,6 +311,7 @@ class UnicornEngine:
             return None
         if self.shutdown:
             self.shutdown = False
+            vcpu.words[at.ENV_HFLAGS2 >> 2] |= at.HF2_GIF
             return ExitReason.SHUTDOWN
         return None
 

@@ -178,6 +178,8 @@ class ExitHandlers:
         return self.raise_exception(GP)
 
     def _shutdown(self) -> int:
+        # Only INIT, NMI and reset leave this state; an interrupt that is pending must not be delivered any more.
+        self._words[_HFLAGS2] &= ~at.HF2_GIF
         self._engine.shutdown = True
         self._engine.stop_internal()
         return 0

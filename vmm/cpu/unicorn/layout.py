@@ -46,7 +46,7 @@ CS_TO_ENV: Final = 0x8A50
 
 INTERRUPT_NMI: Final = 0x200
 INTERRUPT_VIRQ: Final = 0x100
-"""Bits of `interrupt_request`. The vector of VIRQ is read from the VMCB, so it is the one that we choose."""
+"""Bits of `interrupt_request`. VIRQ is intercepted when the CPU would take it, and delivered with the armed vector."""
 
 EXCP_INTERRUPT: Final = 0x10000
 EXCP_HLT: Final = 0x10001
@@ -158,7 +158,6 @@ DESC_BUSY_TSS: Final = 1 << 9
 
 # --- Secure Virtual Machine -------------------------------------------------------------------------------------------
 VMCB_MSRPM: Final = 0x48
-VMCB_INT_VECTOR: Final = 0x64
 VMCB_EXIT_INFO_2: Final = 0x80
 MSRPM_SIZE: Final = 0x2000
 
@@ -168,6 +167,7 @@ SVM_READ_CR0: Final = 0x00
 SVM_WRITE_CR0: Final = 0x10
 SVM_EXCEPTION: Final = 0x40
 SVM_INTR: Final = 0x60
+SVM_VINTR: Final = 0x64
 SVM_TR_WRITE: Final = 0x6D
 SVM_RDPMC: Final = 0x6F
 SVM_CPUID: Final = 0x72

@@ -40,6 +40,7 @@ _INTERNAL: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "tlb_flush_x86_64": (None, (c_void_p,)),
     # Called by machine code only:
     "cpu_exec_x86_64": (c_int, (c_void_p, c_void_p)),
+    "do_interrupt_x86_hardirq_x86_64": (None, (c_void_p, c_int, c_int)),
     "cpu_ldub_code_x86_64": (c_uint32, (c_void_p, c_uint64)),
     "raise_exception_err_x86_64": (None, (c_void_p, c_int, c_int)),
     "tb_gen_code_x86_64": (None, ()),  # only looked at

@@ -46,7 +46,10 @@ T_MODRM: Final = 0x6C
 T_EXCEPTIONS: Final = 0x70
 T_SYSCALLS: Final = 0x78
 """u64 counters."""
-T_SIZE: Final = 0x80
+T_INTERRUPT: Final = 0x80
+T_VECTOR: Final = 0x88
+"""u32: the armed vector."""
+T_SIZE: Final = 0x90
 """The code begins here."""
 
 # The block of the page that `selfmod` uses: addresses of the library's own routines.
@@ -64,7 +67,7 @@ _RF_DEBUGGING = sum(1 << v for v in _FAULTS)
 enabled: code that runs with RF=1 is translated a second time, and nobody could tell the difference."""
 
 RF: Final = 0x10000
-_PREFIXES = ("CS", "ENV", "EXCP", "EXIT", "HF", "P", "RF", "SVM", "T", "TLB", "UC")
+_PREFIXES = ("CS", "ENV", "EXCP", "EXIT", "HF", "INTERRUPT", "P", "RF", "SVM", "T", "TLB", "UC")
 SYMBOLS: Final[dict[str, int]] = {
     name: value
     for table in (vars(layout), globals())
@@ -98,12 +101,14 @@ c3                           |     ret
                              | # interrupt(uc, number, T): hook of all exceptions and intercepts.
                              | interrupt:
 81fe00010000                 |     cmp esi, EXIT_BASE
-0f82c4000000                 |     jb deliver
+0f82e4000000                 |     jb deliver
 53                           |     push rbx
 4154                         |     push r12
 4155                         |     push r13
 4889d3                       |     mov rbx, rdx
 448da600ffffff               |     lea r12d, [rsi-EXIT_BASE]
+4183fc64                     |     cmp r12d, SVM_VINTR
+7476                         |     je acknowledge
 4183fc20                     |     cmp r12d, 0x20
 720c                         |     jb fetch
 4183fc72                     |     cmp r12d, SVM_CPUID
@@ -114,7 +119,7 @@ c3                           |     ret
                              | fetch:
 4531ed                       |     xor r13d, r13d
 44896b64                     |     mov dword ptr [rbx+T_REX], r13d
-e858000000                   | 4:  call ldub
+e87e000000                   | 4:  call ldub
 83f80f                       |     cmp eax, 0x0f
 741b                         |     je 5f
 89c1                         |     mov ecx, eax
@@ -128,14 +133,14 @@ e858000000                   | 4:  call ldub
 72db                         |     jb 4b
 44896b60                     | 5:  mov [rbx+T_PREFIXES], r13d
 41ffc5                       |     inc r13d
-e82c000000                   |     call ldub
+e852000000                   |     call ldub
 894368                       |     mov [rbx+T_OPCODE], eax
 4183fc20                     |     cmp r12d, 0x20
 7310                         |     jae ask
 83f806                       |     cmp eax, 0x06
 740b                         |     je ask
 41ffc5                       |     inc r13d
-e816000000                   |     call ldub
+e83c000000                   |     call ldub
 89436c                       |     mov [rbx+T_MODRM], eax
                              | ask:
 4489e7                       |     mov edi, r12d
@@ -145,7 +150,19 @@ ff5328                       |     call [rbx+T_EXIT]
 415c                         |     pop r12
 5b                           |     pop rbx
 85c0                         |     test eax, eax
-7540                         |     jnz deliver
+755a                         |     jnz deliver
+c3                           |     ret
+                             | # The CPU takes the armed interrupt: accepted, and delivered only then.
+                             | acknowledge:
+488b4308                     |     mov rax, [rbx+T_CS]
+81601cfffeffff               |     and dword ptr [rax+CS_INTERRUPT_REQUEST], ~INTERRUPT_VIRQ
+488b7b10                     |     mov rdi, [rbx+T_ENV]
+8bb388000000                 |     mov esi, [rbx+T_VECTOR]
+ba01000000                   |     mov edx, 1
+ff9380000000                 |     call [rbx+T_INTERRUPT]
+415d                         |     pop r13
+415c                         |     pop r12
+5b                           |     pop rbx
 c3                           |     ret
                              | # The code byte at CS:RIP + r13. May raise #PF, which leaves through cpu_exec.
                              | ldub:
@@ -162,7 +179,7 @@ ff5358                       |     call [rbx+T_CODE]
 0fb6c0                       |     movzx eax, al
 c3                           |     ret
 
-66662e0f1f8400000000006690   |     .balign 16
+90                           |     .balign 16
                              | # Deliver the exception of CPUState to the guest. rdx = T
                              | deliver:
 53                           |     push rbx
@@ -338,7 +355,7 @@ c3                           |     ret
                              | # Let later stores take the fast path if no code is left on the page, and only then.
                              | written:
 80bff207000001               |     cmp byte ptr [rdi+UC_NO_EXIT_REQUEST], 1
-488d05c2fbffff               |     lea rax, [rip+run-T_SIZE]
+488d0592fbffff               |     lea rax, [rip+run-T_SIZE]
 7402                         |     je 19f
 ff20                         |     jmp [rax+P_INVALIDATE]
 57                           | 19: push rdi
@@ -392,7 +409,7 @@ c3                           | 23: ret
 80bff207000001               |     cmp byte ptr [rdi+UC_NO_EXIT_REQUEST], 1
 7511                         |     jne 24f
 488bbfb8010000               |     mov rdi, [rdi+UC_CPU]
-488d05f9faffff               |     lea rax, [rip+run-T_SIZE]
+488d05c9faffff               |     lea rax, [rip+run-T_SIZE]
 ff6008                       |     jmp [rax+P_FLUSH]
 c3                           | 24: ret
 """
@@ -452,6 +469,7 @@ def control_block(library: Library, uc: int, cs: int, env: int, exit_handler: in
         (T_HFLAGS, library.address("x86_update_hflags_x86_64")),
         (T_FLAGS, library.address("helper_read_eflags_x86_64")),
         (T_CODE, library.address("cpu_ldub_code_x86_64")),
+        (T_INTERRUPT, library.address("do_interrupt_x86_hardirq_x86_64")),
     ):
         page.quads[offset >> 3] = value
     page.words[T_RF >> 2] = _RF_ALWAYS

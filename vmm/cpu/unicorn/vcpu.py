@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vmm.cpu.engine import Registers, Segment
 from vmm.cpu.unicorn import layout as at
-from vmm.cpu.unicorn import msr
+from vmm.cpu.unicorn import msr, thunk
 from vmm.errors import EngineError
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class UnicornVcpu:
         engine.cs_words[at.CS_HALTED >> 2] = self.halted
         engine.armed = self.armed
         if self.armed >= 0:
-            engine.vmcb_words[at.VMCB_INT_VECTOR >> 2] = self.armed
+            engine.control_words[thunk.T_VECTOR >> 2] = self.armed
         dr7 = self.quads[_DR7]
         if dr7 & _DR7_ENABLES:
             self.quads[_DR7] = dr7 & ~_DR7_ENABLES
@@ -114,7 +114,7 @@ class UnicornVcpu:
         """Power-on state: CS F000 base FFFF0000, EIP FFF0, paging off; not halted.
 
         The TSC counts since the engine was made, without TSC_ADJUST: all vCPUs stay in step.
-        From a callback of the vCPU that runs, it happens when the instruction is over, and the run ends.
+        From a callback of the vCPU that runs, it happens at the end of the translation block.
         """
         if not self._defer("reset"):
             self._power_on(keep=False)
@@ -294,7 +294,7 @@ class UnicornVcpu:
                 words[_IREQ] &= ~at.INTERRUPT_VIRQ
             else:
                 engine.armed = vector
-                engine.vmcb_words[at.VMCB_INT_VECTOR >> 2] = vector
+                engine.control_words[thunk.T_VECTOR >> 2] = vector
                 words[_IREQ] |= at.INTERRUPT_VIRQ
                 if engine.running:
                     engine.icount[1] = 0xFFFF
