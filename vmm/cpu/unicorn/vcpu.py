@@ -119,8 +119,9 @@ class UnicornVcpu:
         if not self._defer("reset"):
             self._power_on(keep=False)
             # Code that was invalidated keeps its place in the translation buffer until the buffer is full; a guest
-            # that is loaded anew at every reset would fill it.
-            self.engine.library.tb_flush(self.engine.cs)
+            # that is loaded anew at every reset would fill it. Not under the feet of another vCPU that runs.
+            if not self.engine.running:
+                self.engine.library.tb_flush(self.engine.cs)
 
     def init(self) -> None:
         """INIT: as reset, but FPU, SSE and MSRs stay; then wait for SIPI, except for the bootstrap processor."""
