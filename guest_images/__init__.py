@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-IMAGES = ("intx_loop", "hotplug", "smp")
+IMAGES = ("intx_loop", "hotplug", "smp", "exits")
 """Names `path` knows."""
 
 DEBUG_EXIT_PORT = 0xF4
@@ -77,6 +77,12 @@ SMP_CPU = re.compile(r"^smp: cpu (?P<cpu>\d+) ipis (?P<ipis>\d+) broadcasts (?P<
 """One line per application processor, by APIC id."""
 SMP_CYCLES = re.compile(r"^smp: cycles (?P<cycles>\d+)$", re.MULTILINE)
 SMP_DONE = "smp: done"
+
+EXITS_TIMED = re.compile(r"^exits: (?P<kind>[a-z-]+) (?P<count>\d+) cycles (?P<cycles>\d+)$", re.MULTILINE)
+"""One line for each kind of exit: TSC cycles of all `count` of them."""
+EXITS_HALT_NS = 100_000
+"""What the timer of `halt` is set to: what a round takes beyond it is the cost of a wake-up."""
+EXITS_DONE = "exits: done"
 
 
 def path(name: str) -> Path:

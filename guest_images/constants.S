@@ -46,7 +46,11 @@
         .equ    LAPIC_SVR,              LAPIC + 0x0f0
         .equ    LAPIC_ICR_LOW,          LAPIC + 0x300
         .equ    LAPIC_ICR_HIGH,         LAPIC + 0x310
+        .equ    LAPIC_LVT_TIMER,        LAPIC + 0x320
         .equ    LAPIC_LVT_LINT0,        LAPIC + 0x350
+        .equ    LAPIC_TIMER_INITIAL,    LAPIC + 0x380
+        .equ    LAPIC_TIMER_DIVIDE,     LAPIC + 0x3e0
+        .equ    TIMER_DIVIDE_BY_1,      0xb
         .equ    SVR_ENABLE,             0x100
         .equ    SPURIOUS_VECTOR,        0xff
         .equ    LVT_MASKED,             0x10000
@@ -55,6 +59,7 @@
         .equ    ICR_STARTUP,            0x00600
         .equ    ICR_PENDING,            0x01000
         .equ    ICR_ASSERT,             0x04000
+        .equ    ICR_SELF,               0x40000
         .equ    ICR_ALL_BUT_SELF,       0xc0000
 
 # --- IOAPIC (82093AA, 3.1 and 3.2)
