@@ -84,6 +84,7 @@ class LapicTimer(order.State):
         """A write of the LVT entry. A change between one-shot and periodic lets the count go on; to or from
         TSC-deadline stops it. Ref: SDM vol. 3, 11.5.4.1."""
         if mode != self.mode:
+            self._settle()
             if TSC_DEADLINE in (mode, self.mode):
                 self.stop()
             self.mode = mode
@@ -93,6 +94,7 @@ class LapicTimer(order.State):
         value &= 0xB
         if value == self.divide:
             return
+        self._settle()
         before = self.divisor
         self.divide = value
         if self.due and self.clock is not None:
@@ -119,6 +121,12 @@ class LapicTimer(order.State):
         self.due = due
         if self.timer is not None:
             self.timer.arm(due)
+
+    def _settle(self) -> None:
+        """A guest may see the count at zero, and act on it, before the host's timer has called back."""
+        if self.due and self.clock is not None and self.timer is not None and self.clock.now() >= self.due:
+            self.timer.cancel()
+            self._fire()
 
     @property
     def current(self) -> int:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from devices import lapic_registers as r
 from devices.lapic_timer import MIN_PERIOD_NS
 from tests.support.apic import Chips
+from vmm.clock import VirtualClock
 
 PERIODIC, DEADLINE = 1 << 17, 2 << 17
 BY_ONE = 0xB
@@ -93,6 +94,39 @@ def test_mode_change_lets_the_count_go_on():
     apic.mmio_write(r.LVT_TIMER, 4, PERIODIC | VECTOR)
     assert apic.mmio_read(r.CURRENT_COUNT, 4) == 0
     assert chips.clock.next_deadline() is None
+
+
+class LateClock(VirtualClock):
+    """Its timers fire only when `run_due` is called: a host that is busy running the guest."""
+
+    __slots__ = ()
+
+    def pass_by(self, ns):
+        self._now += ns
+
+
+def test_count_seen_at_zero_stays_there_though_the_host_is_late():
+    chips, apic = make(clock=LateClock())
+    apic.mmio_write(r.INITIAL_COUNT, 4, 1_000_000)
+    chips.clock.pass_by(1_500_000)
+    assert apic.mmio_read(r.CURRENT_COUNT, 4) == 0
+    apic.mmio_write(r.LVT_TIMER, 4, PERIODIC | VECTOR)
+    assert apic.mmio_read(r.CURRENT_COUNT, 4) == 0
+    assert fired(chips, apic)
+    chips.clock.run_due()
+    assert not fired(chips, apic)
+
+
+def test_late_periodic_timer_has_started_over_and_makes_up_for_nothing():
+    chips, apic = make(clock=LateClock())
+    apic.mmio_write(r.LVT_TIMER, 4, PERIODIC | VECTOR)
+    apic.mmio_write(r.INITIAL_COUNT, 4, 1_000_000)
+    chips.clock.pass_by(3_400_000)
+    assert apic.mmio_read(r.CURRENT_COUNT, 4) == 600_000
+    chips.clock.run_due()
+    assert fired(chips, apic)
+    assert not fired(chips, apic)
+    assert chips.clock.next_deadline() == 4_000_000
 
 
 def test_divide_change_keeps_what_is_left_of_the_count():

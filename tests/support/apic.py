@@ -61,8 +61,15 @@ class FakeAcks:
 class Chips:
     """`count` CPUs with enabled local APICs (flat logical ID 1 << n), and an I/O APIC of the given personality."""
 
-    def __init__(self, count: int = 1, personality: str = "kvm", acks: FakeAcks | None = None, **lapic: object) -> None:
-        self.clock = VirtualClock()
+    def __init__(
+        self,
+        count: int = 1,
+        personality: str = "kvm",
+        acks: FakeAcks | None = None,
+        clock: VirtualClock | None = None,
+        **lapic: object,
+    ) -> None:
+        self.clock = clock or VirtualClock()
         self.trace = Trace(self.clock.now)
         self.recording = Recording()
         self.bus = ApicBus(self.trace)
