@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.explored import GSI, LoweringIrqfds, Model
 from vmm import order
-from vmm.explore.actors import Actor, Operation, Stage, Standing
+from vmm.explore.actors import Actor, NotDeterministic, Operation, Stage, Standing
 from vmm.explore.heap import Arena
 from vmm.explore.search import Scenario, explore
 from vmm.kernel.irqfd import Irqfds
@@ -185,6 +185,26 @@ def test_locks_in_opposite_orders_are_a_deadlock():
     actors = (Actor("a", (Operation("forth", counter.forth),)), Actor("b", (Operation("back", counter.back),)))
     finding = explore(Scenario((counter,), actors)).finding
     assert finding.rule == "deadlock: a at lock.acquire, b at lock.acquire"
+
+
+def test_operation_that_raises_is_a_finding_not_a_crash():
+    counter = Counter(guarded=False)  # it has no lock to take
+    finding = explore(Scenario((counter,), (Actor("a", (Operation("forth", counter.forth),)),))).finding
+    assert finding.rule.startswith("raised TypeError")
+    assert finding.trail == (("a", "violates"),)
+
+
+def test_repeating_actor_that_makes_objects_is_refused():
+    counter = Counter(guarded=False)
+    with pytest.raises(NotDeterministic, match="has no name for it"):
+        explore(Scenario((counter,), (Actor("w", (Operation("pair", counter.pair),), repeats=True),)))
+
+
+def test_sleeping_under_a_spin_lock_is_a_violation():
+    counter = Counter(guarded=True)
+    counter.lock.spin = True
+    finding = explore(Scenario((counter,), (Actor("a", (Operation("forth", counter.forth),)),))).finding
+    assert finding.rule.startswith("sleeps-in-atomic")
 
 
 def test_objects_made_by_an_operation_are_the_same_when_it_is_run_again():

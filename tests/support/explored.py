@@ -5,6 +5,7 @@ from __future__ import annotations
 from devices.vfio_irqs import VfioIntx
 from vmm import order
 from vmm.explore.actors import Actor, Operation
+from vmm.kernel.eoifd import EoiIrqfds
 from vmm.kernel.files import EFD_NONBLOCK, DescriptorTable
 from vmm.kernel.gsi import KVM_IRQCHIP_IOAPIC, Route
 from vmm.kernel.irqfd import Irqfds, Resampler
@@ -98,10 +99,17 @@ class Hardware(State):
 class Model:
     """The objects, and actors over them. Nothing runs at set-up but what the scenario calls."""
 
-    def __init__(self, irqfds: type[Irqfds] = Irqfds) -> None:
+    def __init__(
+        self,
+        irqfds: type[Irqfds] = Irqfds,
+        policy: str | None = None,
+        era: str | None = None,
+        eoi_irqfds: type[EoiIrqfds] = EoiIrqfds,
+    ) -> None:
         self.executor = Executor()
         self.files = DescriptorTable()
-        self.vm = type("ModelVm", (Vm,), {"__slots__": (), "irqfds_class": irqfds})(self.files, self.executor)
+        kind = type("ModelVm", (Vm,), {"__slots__": (), "irqfds_class": irqfds, "eoi_irqfds_class": eoi_irqfds})
+        self.vm = kind(self.files, self.executor, era_name=era, policy_name=policy)
         self.pin = LevelPin()
         self.pin.acks = self.vm.ioapic_acks
         self.vm.connect(chips={KVM_IRQCHIP_IOAPIC: self.pin})

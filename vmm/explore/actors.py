@@ -69,7 +69,7 @@ class Abort(BaseException):
 
 
 class NotDeterministic(Exception):
-    """An operation that was run again did something else than before."""
+    """An operation that was run again did something else than before, or would."""
 
 
 class Stage:
@@ -115,7 +115,7 @@ class Stage:
     def step(self, heap: Heap, n: int, standing: Standing) -> tuple[Heap, Standing, str]:
         """Let actor `n` take one step from `heap`: the new heap, where the actor is then, and the step's name.
 
-        Violation if the code finds its rules broken; whatever else an operation raises is raised here.
+        Violation if the code finds its rules broken, or raises something.
         """
         suspended = standing.suspended
         operation = self._operation(n, standing.done)
@@ -164,7 +164,13 @@ class Stage:
                 function = self_switch(True)
 
     def _enter(self, function: Callable[[], object]) -> None:
-        function()
+        """Code that breaks down breaks a rule too: whatever it raises is a Violation."""
+        try:
+            function()
+        except (Violation, NotDeterministic):
+            raise
+        except Exception as error:
+            raise Violation(f"raised {type(error).__name__}", error, self._stop[0] or "start") from error
 
     # What the explored code calls.
 
@@ -189,7 +195,9 @@ class Stage:
     def _allocate(self, cls: type[State]) -> State:
         n, done = self._number
         if self.actors[n].repeats:
-            raise TypeError(f"{self.actors[n].name} makes a {cls.__name__}: a repeating actor has no name for it")
+            raise NotDeterministic(
+                f"{self.actors[n].name} makes a {cls.__name__}: a repeating actor has no name for it"
+            )
         self._made += 1
         known = len(self.arena.objects)
         made = self.arena.named((n, done, self._made), cls)

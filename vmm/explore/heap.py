@@ -95,11 +95,14 @@ class Arena:
             return [state for item in value for state in self._states_in(item)]
         if isinstance(value, dict):
             return [state for pair in value.items() for state in self._states_in(pair)]
-        if not isinstance(value, (*_PLAIN, enum.Enum, FunctionType)) and id(value) not in self.atoms:
-            # Something that holds no state (a trace, an era): itself is all there is to know.
+        self.adopt(value)
+        return ()
+
+    def adopt(self, value: object) -> None:
+        """Name something that is no State and holds none that changes (a trace, an era, a scenario)."""
+        if not isinstance(value, (*_PLAIN, State, enum.Enum, FunctionType)) and id(value) not in self.atoms:
             self.atoms[id(value)] = (type(value).__qualname__, len(self.atoms))
             self._kept.append(value)
-        return ()
 
     def named(self, name: tuple[int, int, int], cls: type[State]) -> State:
         """The pooled object of that name, made blank the first time."""

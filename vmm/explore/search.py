@@ -56,7 +56,10 @@ def explore(scenario: Scenario, limit: int = 1_000_000, audit: bool = False) -> 
 
     The count is exact and the same every time. `audit` checks each heap for containers that would not be copied.
     """
-    arena = Arena(*scenario.roots, *_owners(scenario.actors))
+    owners = _owners(scenario.actors)
+    arena = Arena(*scenario.roots, *[owner for owner in owners if isinstance(owner, State)])
+    for owner in owners:
+        arena.adopt(owner)
     stage = Stage(arena, scenario.actors)
     names = [actor.name for actor in scenario.actors]
     start = arena.take()
@@ -110,11 +113,15 @@ def explore(scenario: Scenario, limit: int = 1_000_000, audit: bool = False) -> 
     return result(None)
 
 
-def _owners(actors: tuple[Actor, ...]) -> list[State]:
-    """The objects whose methods the operations are."""
-    calls = [call for actor in actors for o in actor.operations for call in (o.function, o.ready)]
-    owners = [getattr(call, "__self__", None) for call in calls]
-    return [owner for owner in owners if isinstance(owner, State)]
+def _owners(actors: tuple[Actor, ...]) -> list[object]:
+    """The objects whose methods the operations are, and what functions made in place refer to."""
+    owners: list[object] = []
+    for actor in actors:
+        for operation in actor.operations:
+            for call in (operation.function, operation.ready):
+                owners.append(getattr(call, "__self__", None))
+                owners += [cell.cell_contents for cell in getattr(call, "__closure__", None) or ()]
+    return owners
 
 
 def _mark(arena: Arena, heap: Heap, standings: tuple[Standing, ...]) -> bytes:

@@ -71,6 +71,10 @@ class DeassignFails(Policy):
     def may_deassign(self, irqfds: EoiIrqfds, irqfd: LevelIrqfd) -> bool:
         return not irqfds.bound_to(irqfd)
 
+    def may_bind(self, irqfd: LevelIrqfd) -> bool:
+        # Else a deassign that was let through before the eoifd was listed leaves the zombie after all.
+        return irqfd.active
+
 
 class EoifdFollowsIrqfd(Policy):
     """The elegant way: an irqfd takes its eoifds along, whichever way it goes."""
