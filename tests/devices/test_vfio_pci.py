@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from devices.pci import config as cfg
 from devices.vfio_pci import VfioIntxEnable, VfioIntxKvmRefused, VfioPci
@@ -373,3 +375,48 @@ def test_dma_of_the_host_device_reaches_the_machines_memory(board):
     board.memory.write(0x1000, b"interrupt")
     host = board.objects["h0"].device
     assert host.dma_read(0x1000, 9) == b"interrupt"
+
+
+GUEST = st.one_of(
+    st.tuples(st.just("config"), st.integers(0, 63), st.sampled_from([1, 2, 4]), st.integers(0, (1 << 32) - 1)),
+    st.tuples(st.just("bar"), st.integers(0, 0x120), st.sampled_from([1, 2, 4, 8]), st.integers(0, (1 << 64) - 1)),
+    st.tuples(st.just("route"), st.sampled_from([10, 11, None]), st.just(0), st.just(0)),
+    st.tuples(st.sampled_from(["take", "eoi", "reset", "setup"]), st.just(0), st.just(0), st.just(0)),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.booleans(), st.booleans(), st.lists(GUEST, max_size=40))
+def test_guest_can_do_anything_and_unplug_still_leaves_nothing(no_kvm, pci_2_3, acts):
+    board = VfioBoard()
+    board.host(**{"x-pci-2-3": pci_2_3})
+    before = snapshot(board)
+    device = board.plug(**{"x-no-kvm-intx": no_kvm})
+    board.setup(device)
+    for act, where, size, value in acts:
+        if act == "config":
+            offset = where * 4 + (value & 3 & -size)
+            device.config_write(offset, size, value & ((1 << 8 * size) - 1))
+            assert 0 <= device.config_read(offset, size) < 1 << 8 * size
+        elif act == "bar":
+            board.mmio.write(BAR + where, size, value & ((1 << 8 * size) - 1))
+            assert 0 <= board.mmio.read(BAR + where, size) < 1 << 8 * size
+        elif act == "route":
+            board.route(where)
+        elif act == "setup":
+            board.setup(device)
+        elif act == "reset":
+            device.reset()
+        else:
+            getattr(board, act)()
+        board.rig.drain()
+    device.unrealize()
+    board.rig.drain()
+    board.route(10)
+    while board.take() >= 0:
+        board.eoi()
+    for _ in range(8):
+        board.eoi()  # whatever was in service
+        while board.take() >= 0:
+            board.eoi()
+    assert snapshot(board) == before
