@@ -17,7 +17,32 @@ if TYPE_CHECKING:
 Leaf = tuple[int, int, int, int]
 
 EAX, EBX, ECX, EDX = range(4)
-MODELS = {"qemu64": "QEMU Virtual CPU", "max": "all that the engine executes"}
+AMD_COUNTERS = range(0xC001_0000, 0xC001_0008)
+"""PerfEvtSel[3:0] and PerfCtr[3:0]. Ref: AMD APM vol. 2, 13.2."""
+AMD_EXTENDED_COUNTERS = range(0xC001_0200, 0xC001_020C)
+VENDOR_LEAVES = (0, 0x8000_0000)
+
+
+class Model(NamedTuple):
+    """A named model. `vendor` None: the engine's; `signature`: CPUID.1:EAX; `hide`: features it never had."""
+
+    about: str
+    vendor: str | None = None
+    signature: int | None = None
+    hide: str = ""
+
+
+MODELS = {
+    "qemu64": Model("all that the engine executes"),
+    "max": Model("the same"),
+    "Opteron_G1": Model(
+        "AMD Opteron 240 (Gen 1 Class Opteron)",
+        "AuthenticAMD",
+        0x0F_61,
+        "ssse3 cx16 sse4.1 sse4.2 movbe popcnt aes xsave avx f16c rdrand pclmulqdq fsgsbase smep smap erms adx rdtscp "
+        "pdpe1gb lahf-lm abm sse4a 3dnowprefetch",
+    ),
+}
 
 
 class Feature(NamedTuple):
@@ -81,14 +106,24 @@ class CpuModel:
         if model is not None and model not in MODELS:
             if model in ("host", "kvm64"):
                 raise ConfigError(f"CPU model '{model}' requires KVM")
-            raise ConfigError(f"unable to find CPU model '{model}'")
-        self.model = model or "qemu64"
+            raise ConfigError(f"unable to find CPU model '{model}'; -cpu help lists them")
+        self.name = model or "qemu64"
+        chosen = MODELS[self.name]
+        self._signature = chosen.signature
+        self._vendor = chosen.vendor
         self._hide: dict[tuple[int, int], int] = {}
+        for name in chosen.hide.split():
+            self._switch_off(FEATURES[name])
         self._wanted: list[str] = []
         for name, value in options.items():
             name = name.replace("_", "-")
+            if name == "vendor":
+                if len(value) != 12 or not value.isascii():
+                    raise ConfigError("Property 'vendor' expects 12 characters")
+                self._vendor = value
+                continue
             if value not in ("on", "off"):
-                if name in _PLAIN or name in ("vendor", "level", "family", "model", "stepping"):
+                if name in _PLAIN or name in ("level", "family", "model", "stepping"):
                     raise ConfigError(f"Property 'qemu64-x86_64-cpu.{name}' cannot be set to '{value}' here")
                 raise ConfigError(f"Parameter '{name}' expects 'on' or 'off'")
             if name in _PLAIN:
@@ -97,10 +132,13 @@ class CpuModel:
             if feature is None:
                 raise ConfigError(f"Property 'qemu64-x86_64-cpu.{name}' not found")
             if value == "off":
-                key = (feature.leaf, feature.register)
-                self._hide[key] = self._hide.get(key, 0) | 1 << feature.bit
+                self._switch_off(feature)
             else:
                 self._wanted.append(name)
+
+    def _switch_off(self, feature: Feature) -> None:
+        key = (feature.leaf, feature.register)
+        self._hide[key] = self._hide.get(key, 0) | 1 << feature.bit
 
     @property
     def x2apic(self) -> bool:
@@ -117,11 +155,19 @@ class CpuModel:
         feature = FEATURES[name]
         return bool(self._hide.get((feature.leaf, feature.register), 0) >> feature.bit & 1)
 
+    def has_idle_msr(self, msr: int) -> bool:
+        """Whether `msr` is one that this CPU has and that does nothing here: AMD's performance counters, which every
+        CPU of that vendor has, stand still.
+        """
+        return self._vendor == "AuthenticAMD" and (msr in AMD_COUNTERS or msr in AMD_EXTENDED_COUNTERS)
+
     def show(self, leaf: int, values: Leaf) -> Leaf:
-        """CPUID leaf `leaf` without what is hidden."""
-        if not self._hide:
-            return values
+        """CPUID leaf `leaf` as this model has it."""
         a, b, c, d = (values[r] & ~self._hide.get((leaf, r), 0) for r in range(4))
+        if leaf == 1 and self._signature is not None:
+            a = self._signature
+        elif leaf in VENDOR_LEAVES and self._vendor is not None:
+            b, d, c = (int.from_bytes(self._vendor[i : i + 4].encode(), "little") for i in (0, 4, 8))
         return a, b, c, d
 
     def missing(self, native: Mapping[int, Leaf]) -> list[str]:

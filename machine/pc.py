@@ -172,7 +172,16 @@ class PcMachine(Machine):
             processor = Processor(vcpu, self.loop, self.pic, self.trace)
             if self.config.accel == "tcg":
                 tsc = partial(_guest_tsc, vcpu)
-            processor.lapic = LocalApic(index, processor, self.apic_bus, self.clock, self.trace, tsc=tsc, tsc_hz=tsc_hz)
+            processor.lapic = LocalApic(
+                index,
+                processor,
+                self.apic_bus,
+                self.clock,
+                self.trace,
+                tsc=tsc if model.tsc_deadline else None,
+                tsc_hz=tsc_hz,
+                x2apic=model.x2apic,
+            )
             self.holdings.hold("lapic", str(index), processor.lapic.close)
             self.processors.all.append(processor)
             self.add_board_device(self.make(X86Cpu))

@@ -148,10 +148,11 @@ class Processors:
             self._drain()
 
     def rdmsr(self, msr: int) -> int | None:
-        return self.current.lapic.msr_read(msr)
+        value = self.current.lapic.msr_read(msr)
+        return 0 if value is None and self._model.has_idle_msr(msr) else value
 
     def wrmsr(self, msr: int, value: int) -> bool:
-        accepted = self.current.lapic.msr_write(msr, value)
+        accepted = self.current.lapic.msr_write(msr, value) or self._model.has_idle_msr(msr)
         if self._pending:
             self._drain()
         return accepted

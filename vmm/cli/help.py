@@ -86,7 +86,7 @@ def _objects(name: str) -> str:
 def _cpus(_: str) -> str:
     from machine.cpu_model import FEATURES, MODELS
 
-    lines = ["Available CPUs:", *(f"  {name:<20} {about}" for name, about in MODELS.items())]
+    lines = ["Available CPUs:", *(f"  {name:<20} {model.about}" for name, model in MODELS.items())]
     lines += ["", "Recognized CPUID flags:", "  " + " ".join(sorted(FEATURES))]
     return "\n".join(lines) + "\n"
 
