@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import guest_images
-from vmm.cli.process import MachineProcess
+from vmm.cli.process import MachineProcess, program
 
 if TYPE_CHECKING:
     import argparse
@@ -30,12 +29,6 @@ DEVICES = {
     "v0": ("vfio-pci (irqfd, resample)", {"driver": "vfio-pci", "id": "v0", "x-host-object": "h0", "addr": "5"}),
 }
 ROAD_ENDS = "intx_ack"
-
-
-def program() -> str:
-    """`vintx-system-x86_64` beside this interpreter, else on the PATH."""
-    beside = Path(sys.executable).with_name("vintx-system-x86_64")
-    return str(beside) if beside.exists() else shutil.which("vintx-system-x86_64") or "vintx-system-x86_64"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

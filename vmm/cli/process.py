@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +22,12 @@ from vmm.errors import VintxError
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+
+
+def program() -> str:
+    """`vintx-system-x86_64` beside this interpreter, else on the PATH."""
+    beside = Path(sys.executable).with_name("vintx-system-x86_64")
+    return str(beside) if beside.exists() else shutil.which("vintx-system-x86_64") or "vintx-system-x86_64"
 
 
 class GuestLost(VintxError):
