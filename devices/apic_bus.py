@@ -192,8 +192,10 @@ class ApicBus(order.State):
                 if lowest:
                     slots = self._lowest(slots, vector)
                 return sum(a.accept(delivery_mode, vector, level_trigger, level, reached) for a in slots if a)
-        elif not logical and delivery_mode == LOWEST_PRIORITY:
-            delivery_mode = FIXED  # nothing to choose from: everybody takes it
+        elif not logical and lowest:
+            # As lowest priority there is nothing to choose from: everybody takes it. With the hint one still does, and
+            # whatever the mode was, it is fixed now.
+            delivery_mode = FIXED
             lowest = redirection_hint
         # Nobody can be looked up: ask each.
         members: list[LapicCore | None] = [
@@ -261,12 +263,11 @@ class ApicBus(order.State):
         return self._accept_all(members, lowest, delivery_mode, vector, level_trigger, level, None)
 
     def msi(self, address: int, data: int) -> int:
-        """A write of `data` to the MSI window. Returns as `deliver`; 0 for an address outside it.
+        """Send the message that a write of `data` to `address` is. Returns as `deliver`.
 
-        Ref: Intel SDM vol. 3, 11.11. The assert level bit of a level message is not looked at.
+        As for KVM_SIGNAL_MSI the caller has decided that it is one: the bits of `address` that say so are not looked
+        at, and neither is the assert level bit of a level message. Ref: Intel SDM vol. 3, 11.11
         """
-        if address & 0xFFFF_FFFF_FFF0_0000 != MSI_BASE:
-            return 0
         return self.deliver(
             address >> 12 & 0xFF,
             bool(address & 4),
@@ -279,8 +280,11 @@ class ApicBus(order.State):
     def msi_from_cpu_side(self, address: int, data: int) -> int:
         """An MSI write that passes the CPUs' own address decoding, where the first page is their APIC registers.
 
-        There only the sixteen bytes at offset 0 are an MSI; the rest is a write of a register, which no CPU sends.
+        There only the sixteen bytes at offset 0 are an MSI; the rest is a write of a register, which no CPU sends. 0
+        for an address outside the MSI window.
         """
+        if address & 0xFFFF_FFFF_FFF0_0000 != MSI_BASE:
+            return 0
         if 0 < address - MSI_BASE >> 4 <= 0xFF:
             return 0
         return self.msi(address, data)

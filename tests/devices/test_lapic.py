@@ -5,7 +5,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices import lapic_registers as r
-from devices.apic_bus import EXTINT, FIXED, INIT, LOWEST_PRIORITY, NMI, SMI, STARTUP, ApicBus, MsiAddress, MsiData
+from devices.apic_bus import (
+    EXTINT,
+    FIXED,
+    INIT,
+    LOWEST_PRIORITY,
+    NMI,
+    REMOTE_READ,
+    SMI,
+    STARTUP,
+    ApicBus,
+    MsiAddress,
+    MsiData,
+)
 from devices.lapic import LocalApic
 from tests.support.apic import Chips, FakeCpu
 from vmm.clock import VirtualClock
@@ -430,8 +442,20 @@ def test_lowest_priority_that_hashes_onto_a_missing_cpu_is_lost():
 
 def test_write_outside_the_msi_window_sends_nothing():
     chips = Chips()
-    assert chips.bus.msi(0xFED0_0000, 0x51) == chips.bus.msi(1 << 32 | 0xFEE0_0000, 0x51) == 0
+    assert [chips.bus.msi_from_cpu_side(a, 0x51) for a in (0xFED0_0000, 1 << 32 | 0xFEE0_0000)] == [0, 0]
     assert chips.cpus[0].pending_vector() is None
+
+
+def test_message_by_ioctl_is_one_at_any_address():
+    chips = Chips()
+    assert chips.bus.msi(1 << 32 | 0xFED0_0000, 0x51) == 1
+    assert chips.cpus[0].pending_vector() == 0x51
+
+
+def test_broadcast_with_redirection_hint_is_fixed_for_one():
+    chips = Chips(3)
+    assert chips.bus.msi(0xFEEF_F008, REMOTE_READ << 8 | 0x61) == 1
+    assert [c.pending_vector() for c in chips.cpus] == [None, 0x61, None]
 
 
 # The local vector table.

@@ -6,6 +6,7 @@ The two sides differ in how a register is reached and how work is settled; what 
 from __future__ import annotations
 
 import errno
+import inspect
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from devices.ioapic import IOAPIC_BASE, IOREDTBL, IOREGSEL, IOWIN, MASKED, PINS, IoApicState
@@ -67,7 +68,10 @@ def _bits(value: int) -> list[int]:
 
 
 def _number(value: int | str) -> int:
-    return value if isinstance(value, int) else int(value, 16)
+    try:
+        return value if isinstance(value, int) else int(value, 16)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{value!r} is no hexadecimal number") from error
 
 
 class VmIoctls(Protocol):
@@ -140,8 +144,12 @@ class KvmOps:
             value = method(*op[1:])
         except OSError as error:
             value = {"errno": errno.errorcode.get(error.errno or 0, str(error.errno))}
-        except (TypeError, KeyError, ValueError) as error:
-            raise ConfigError(f"operation {list(op)!r}: {error}") from error
+        except TypeError as error:
+            try:
+                inspect.signature(method).bind(*op[1:])
+            except TypeError:
+                raise ConfigError(f"operation {list(op)!r}: {error}") from error
+            raise
         self.settle()
         self.resampled = {}
         for name in self.resamplefds:
@@ -168,7 +176,12 @@ class KvmOps:
             return 0
 
     def _fd(self, name: str | int) -> int:
-        return name if isinstance(name, int) else self.fds[name]
+        if isinstance(name, int):
+            return name
+        try:
+            return self.fds[name]
+        except KeyError:
+            raise ConfigError(f"no eventfd {name!r} is open here") from None
 
     # Lines and registers.
 
@@ -193,11 +206,13 @@ class KvmOps:
         self.op_wreg(IOREDTBL + 1 + 2 * pin, value)
 
     def op_redir(self, pin: int, entry: str) -> None:
-        value = int(entry, 16)
+        value = _number(entry)
         self.op_redir_hi(pin, value >> 32)
         self.op_redir_lo(pin, value & 0xFFFF_FFFF)
 
     def op_mmio(self, access: str, address: int, value: int = 0) -> Any:
+        if access not in ACCESSES:
+            raise ConfigError(f"there is no access {access!r}; there are {', '.join(ACCESSES)}")
         answer = self.access(access[0] == "w", address, ACCESSES[access], value)
         return None if access[0] == "w" and not isinstance(answer, dict) else answer
 
@@ -242,16 +257,17 @@ class KvmOps:
         self.fds[name] = self.files.eventfd(count, EFD_NONBLOCK, name)
 
     def op_efd_write(self, name: str, value: int = 1) -> None:
-        self.files.write(self.fds[name], value)
+        self.files.write(self._fd(name), value)
 
     def op_efd_read(self, name: str) -> int:
-        return self.files.read(self.fds[name])
+        return self.files.read(self._fd(name))
 
     def op_efd_close(self, name: str) -> None:
-        self.files.close(self.fds.pop(name))
+        self.files.close(self._fd(name))
+        del self.fds[name]
 
     def op_efd_dup(self, old: str, new: str) -> None:
-        self.fds[new] = self.files.dup(self.fds[old])
+        self.fds[new] = self.files.dup(self._fd(old))
 
     def op_irqfd(self, name: str | int, gsi: int, flags: int = 0, resamplefd: str | int = 0) -> None:
         self.vm.irqfd(self._fd(name), gsi, flags, self._fd(resamplefd))
