@@ -75,7 +75,8 @@ class PcMachine(Machine):
     properties = (
         Property("kernel-irqchip", "str", None, "on, off or split; the chips are ours under every engine"),
         Property("ioapic", "str", None, "whose IOAPIC: kvm (version 0x11) or qemu (version 0x20)"),
-        Property("irqfd-era", "str", "6.18", "how the kernel's irqfd behaved when: 3.8, 5.11, 6.3, 6.18"),
+        Property("irqfd-era", "str", None, "how the kernel's irqfd behaved when: v5, 3.8, 5.11, 6.3, 6.18 (default)"),
+        Property("irqfd-policy", "str", None, "what becomes of an eoifd without its irqfd: see docs/eoifd.md"),
     )
 
     def build(self) -> None:
@@ -114,7 +115,8 @@ class PcMachine(Machine):
 
     def _build_interrupts(self, personality: str) -> None:
         self.files = DescriptorTable()
-        self.kvm = Vm(self.files, self.executor, self.trace, era_name=self.values["irqfd-era"])
+        era, policy = self.values["irqfd-era"], self.values["irqfd-policy"]
+        self.kvm = Vm(self.files, self.executor, self.trace, era_name=era, policy_name=policy)
         self.holdings.hold("fd", "kvm-vm", self.kvm.close)
         self.apic_bus = ApicBus(self.trace)
         self.pics = self.make(I8259, personality=personality)

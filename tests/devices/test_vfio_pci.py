@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from devices.pci import config as cfg
 from devices.vfio_pci import VfioIntxEnable, VfioIntxKvmRefused, VfioPci
+from machine import plug
+from machine.machine import Machine, MachineConfig
 from tests.support.vfio_board import BAR, IRQ_ACK, IRQ_RAISE, IRQ_STATUS, VfioBoard
 from vmm.errors import ConfigError, InUse, PropertyError
 from vmm.kernel.policies import POLICIES
@@ -182,6 +184,23 @@ def test_kernel_with_eoifd_carries_the_interrupt_too_and_lets_go_under_every_pol
         board.eoi()
         assert snapshot(board) == before
     assert board.kvm.gsis.sources.live() == 1
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_pc_takes_a_policy_and_its_ledger_is_balanced_after_plug_and_removal(policy):
+    machine = Machine.create("pc", MachineConfig(accel="qtest", ram_size=1 << 20, options={"irqfd-policy": policy}))
+    machine.object_add({"qom-type": "vfio-host-device", "id": "h0", "driver": "edu"})
+    for pirq in range(4):
+        machine.piix3.config_write(0x60 + pirq, 1, 11)
+    before = machine.ledger.snapshot()
+    device = machine.device_add({"driver": "vfio-pci", "id": "v0", "x-host-object": "h0"})
+    assert (device.road, device.gsi) == ("kvm", 11)
+    with pytest.raises(InUse, match="in use"):
+        machine.object_del("h0")
+    plug.remove(machine, device)
+    machine.executor.drain()
+    assert machine.ledger.difference(before) == ([], [])
+    machine.close()
 
 
 # Routing
