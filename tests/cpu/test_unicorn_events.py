@@ -80,6 +80,28 @@ def test_next_vector_armed_by_acknowledged_is_taken_too(guest: Guest) -> None:
     assert [e[1] for e in guest.log if e[0] == "ack"] == [VECTOR, 0x66, 0x77]
 
 
+def test_interrupt_whose_gate_is_bad_is_accepted_once(guest: Guest) -> None:
+    # #NP through a trap gate leaves IF set: an interrupt that came back would come back for ever.
+    guest.start("stihlt64")
+    guest.gate(VECTOR, 0x2000, present=False)
+    guest.ram[0x8000 + 16 * 11 + 5] = 0xEF
+    guest.cpu.set_interrupt(VECTOR)
+    assert guest.run() is ExitReason.HALT
+    assert guest.fault is not None
+    assert guest.fault[:2] == (11, VECTOR * 8 + 2)
+    assert [e for e in guest.log if e[0] == "ack"] == [("ack", VECTOR)]
+
+
+def test_interrupt_that_ends_in_a_triple_fault_is_one_shutdown(guest: Guest) -> None:
+    guest.start("stihlt64")
+    state = guest.cpu.registers()
+    state.idt = (0x5000, 0)
+    guest.cpu.set_registers(state)
+    guest.cpu.set_interrupt(VECTOR)
+    assert guest.run() is ExitReason.SHUTDOWN
+    assert [e for e in guest.log if e[0] == "ack"] == [("ack", VECTOR)]
+
+
 def test_halt_with_interrupts_off_stays_halted_while_one_is_armed(guest: Guest) -> None:
     guest.start("clihlt64")
     guest.cpu.set_interrupt(VECTOR)

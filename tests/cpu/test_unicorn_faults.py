@@ -27,6 +27,7 @@ DB, BP, UD, DF, NP, GP, PF = 1, 3, 6, 8, 11, 13, 14
         ("gp32", GP, 0x1000, 5),
         ("pf64", PF, 2, 7),
         ("int3", BP, 0, 1),
+        ("int1", DB, 0, 1),
         ("rdpmc64", GP, 0, 2),
         ("vmmcall64", UD, 0, 0),
         ("monitor64", UD, 0, 2),

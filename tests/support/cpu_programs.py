@@ -425,6 +425,10 @@ fe0425010f2000         | inc byte ptr [0x200f01]
 41ffc8                 | dec r8d
 75e5                   | jnz 1b
 f4                     | hlt
+
+== int1 64 0x1000
+f1                     | .byte 0xf1
+f4                     | hlt
 """
 
 

@@ -165,7 +165,7 @@ class UnicornEngine:
         quads[at.ENV_VMCB >> 3] = _HIDDEN
         quads[at.ENV_TSC_OFFSET >> 3] = -self.host_tsc() & (1 << 64) - 1
         quads[at.ENV_INTERCEPT >> 3] = at.intercept(
-            at.SVM_VINTR, at.SVM_TR_WRITE, at.SVM_RDPMC, at.SVM_CPUID, at.SVM_MSR, at.SVM_SHUTDOWN, at.SVM_ICEBP
+            at.SVM_VINTR, at.SVM_TR_WRITE, at.SVM_RDPMC, at.SVM_CPUID, at.SVM_MSR, at.SVM_SHUTDOWN
         )
         words[at.ENV_INTERCEPT_CR_READ >> 2] = 1 << 8 | (1 << 0 | 1 << 4 | 1 << 8) << 16
         words[at.ENV_HFLAGS >> 2] |= at.HF_GUEST

@@ -86,7 +86,6 @@ class ExitHandlers:
             at.SVM_CPUID: self._cpuid,
             at.SVM_MSR: self._msr,
             at.SVM_SHUTDOWN: self._shutdown,
-            at.SVM_ICEBP: self._icebp,
         }
         leaf7 = engine.cpuid_table.get(7, 0, osxsave=False)[1]
         self._cr4_known = _CR4_BASE | _OSXSAVE
@@ -177,11 +176,6 @@ class ExitHandlers:
 
     def _rdpmc(self) -> int:
         return self.raise_exception(GP)
-
-    def _icebp(self) -> int:
-        """INT1 is a trap. The library takes it for a breakpoint of a debugger and would stay at it for ever."""
-        self._quads[_EIP] += 1
-        return self.raise_exception(DB)
 
     def _shutdown(self) -> int:
         # Only INIT, NMI and reset leave this state; an interrupt that is pending must not be delivered any more.

@@ -173,7 +173,6 @@ SVM_RDPMC: Final = 0x6F
 SVM_CPUID: Final = 0x72
 SVM_MSR: Final = 0x7C
 SVM_SHUTDOWN: Final = 0x7F
-SVM_ICEBP: Final = 0x88
 
 
 def intercept(*codes: int) -> int:

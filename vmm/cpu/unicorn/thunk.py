@@ -223,16 +223,29 @@ c7830c15000000000000         |     mov dword ptr [rbx+ENV_IS_INT], 0
 c3                           |     ret
 
 660f1f840000000000           |     .balign 16
-                             | # undefined(uc, T): hook of #UD; true: it is handled.
+                             | # undefined(uc, T): hook of #UD; true: handled. INT1 is none: it is a #DB trap.
                              | undefined:
+53                           |     push rbx
+4155                         |     push r13
 4883ec08                     |     sub rsp, 8
-4889f2                       |     mov rdx, rsi
-e854ffffff                   |     call deliver
+4889f3                       |     mov rbx, rsi
+4531ed                       |     xor r13d, r13d
+e81bffffff                   |     call ldub
+3df1000000                   |     cmp eax, 0xf1
+7519                         |     jne 26f
+488b4308                     |     mov rax, [rbx+T_CS]
+c780a081000001000000         |     mov dword ptr [rax+CS_EXCEPTION], 1
+488b4310                     |     mov rax, [rbx+T_ENV]
+48ff8080000000               |     inc qword ptr [rax+ENV_EIP]
+4889da                       | 26: mov rdx, rbx
+e826ffffff                   |     call deliver
 b801000000                   |     mov eax, 1
 4883c408                     |     add rsp, 8
+415d                         |     pop r13
+5b                           |     pop rbx
 c3                           |     ret
 
-662e0f1f840000000000         |     .balign 16
+660f1f840000000000           |     .balign 16
                              | # syscall(uc, T): hook of SYSCALL. The caller adds the instruction's length to RIP.
                              | syscall_entry:
 53                           |     push rbx
@@ -355,7 +368,7 @@ c3                           |     ret
                              | # Let later stores take the fast path if no code is left on the page, and only then.
                              | written:
 80bff207000001               |     cmp byte ptr [rdi+UC_NO_EXIT_REQUEST], 1
-488d0592fbffff               |     lea rax, [rip+run-T_SIZE]
+488d0562fbffff               |     lea rax, [rip+run-T_SIZE]
 7402                         |     je 19f
 ff20                         |     jmp [rax+P_INVALIDATE]
 57                           | 19: push rdi
@@ -409,7 +422,7 @@ c3                           | 23: ret
 80bff207000001               |     cmp byte ptr [rdi+UC_NO_EXIT_REQUEST], 1
 7511                         |     jne 24f
 488bbfb8010000               |     mov rdi, [rdi+UC_CPU]
-488d05c9faffff               |     lea rax, [rip+run-T_SIZE]
+488d0599faffff               |     lea rax, [rip+run-T_SIZE]
 ff6008                       |     jmp [rax+P_FLUSH]
 c3                           | 24: ret
 """
