@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vmm.errors import ConfigError
@@ -70,6 +69,8 @@ def _load(reference: str) -> type:
 
 @functools.cache
 def _plugged(group: str) -> dict[str, str]:
+    from importlib.metadata import entry_points  # slow to import; few starts ask for what is not ours
+
     return {point.name: point.value for point in entry_points(group=group)}
 
 

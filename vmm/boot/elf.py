@@ -1,29 +1,81 @@
 """ELF images: their loadable segments, their entry, their PVH note.
 
-Ref: System V ABI, chapter 5 (program header); Xen public/elfnote.h (XEN_ELFNOTE_PHYS32_ENTRY).
+Ref: System V ABI, chapters 4 (ELF header) and 5 (program header, note section); Xen public/elfnote.h
+(XEN_ELFNOTE_PHYS32_ENTRY).
 """
 
 from __future__ import annotations
 
-import io
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from elftools.common.exceptions import ELFError
-from elftools.construct import ConstructError
-from elftools.elf.elffile import ELFFile
-from elftools.elf.segments import NoteSegment
+from construct import Aligned, Bytes, Const, ConstructError, Int8ul, Int16ul, Int32ul, Int64ul, Padding, Struct, this
 
 from vmm.boot.image import BootState, Piece, check_layout, flat_registers, gdt_piece, loader_page
 from vmm.errors import BootError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 MAGIC = b"\x7fELF"
+ELFDATA2LSB = 1
 EM_386 = 3
 EM_X86_64 = 62
+PT_LOAD, PT_NOTE = 1, 4
 PF_X = 1
 XEN_ELFNOTE_PHYS32_ENTRY = 18
 
-_DAMAGED = (ELFError, ConstructError, ValueError, KeyError, TypeError, AttributeError, OverflowError, AssertionError)
-"""What pyelftools raises on files that are none or were cut."""
+IdentLayout = Struct("magic" / Const(MAGIC), "elf_class" / Int8ul, "data" / Int8ul, "version" / Int8ul, Padding(9))
+
+
+def _header_layout(word: Any) -> Any:
+    return Struct(
+        "type" / Int16ul,
+        "machine" / Int16ul,
+        "version" / Int32ul,
+        "entry" / word,
+        "phoff" / word,
+        "shoff" / word,
+        "flags" / Int32ul,
+        "ehsize" / Int16ul,
+        "phentsize" / Int16ul,
+        "phnum" / Int16ul,
+        "shentsize" / Int16ul,
+        "shnum" / Int16ul,
+        "shstrndx" / Int16ul,
+    )
+
+
+HeaderLayouts = {1: _header_layout(Int32ul), 2: _header_layout(Int64ul)}
+"""Behind the identification, by `elf_class` (1: 32 bits, 2: 64 bits)."""
+ProgramLayouts = {
+    1: Struct(
+        "type" / Int32ul,
+        "offset" / Int32ul,
+        "vaddr" / Int32ul,
+        "paddr" / Int32ul,
+        "filesz" / Int32ul,
+        "memsz" / Int32ul,
+        "flags" / Int32ul,
+        "align" / Int32ul,
+    ),
+    2: Struct(
+        "type" / Int32ul,
+        "flags" / Int32ul,
+        "offset" / Int64ul,
+        "vaddr" / Int64ul,
+        "paddr" / Int64ul,
+        "filesz" / Int64ul,
+        "memsz" / Int64ul,
+        "align" / Int64ul,
+    ),
+}
+NoteLayout = Struct(
+    "namesz" / Int32ul,
+    "descsz" / Int32ul,
+    "type" / Int32ul,
+    "name" / Aligned(4, Bytes(this.namesz)),
+    "desc" / Aligned(4, Bytes(this.descsz)),
+)
 
 
 class ElfImage(NamedTuple):
@@ -48,38 +100,63 @@ def is_elf(data: bytes) -> bool:
 def parse(data: bytes, path: str) -> ElfImage:
     """Read an x86 ELF executable. BootError when it is damaged, not for x86, or has nothing to load."""
     try:
-        return _parse(ELFFile(io.BytesIO(data)), data, path)
-    except _DAMAGED as error:
-        raise BootError(f"damaged ELF file ({str(error) or type(error).__name__})", path) from error
+        return _parse(data, path)
+    except ConstructError as error:
+        raise BootError(f"damaged ELF file ({str(error).splitlines()[-1]})", path) from error
 
 
-def _parse(file: ELFFile, data: bytes, path: str) -> ElfImage:
-    machine = file.header["e_machine"]
-    if machine not in ("EM_386", "EM_X86_64") or not file.little_endian:
-        raise BootError(f"ELF file for {machine}, not for x86", path)
-    entry = virtual_entry = file.header["e_entry"]
+def _parse(data: bytes, path: str) -> ElfImage:
+    ident = IdentLayout.parse(data)
+    if ident.elf_class not in HeaderLayouts:
+        raise BootError(f"damaged ELF file (class {ident.elf_class})", path)
+    header = HeaderLayouts[ident.elf_class].parse(data[IdentLayout.sizeof() :])
+    if header.machine not in (EM_386, EM_X86_64) or ident.data != ELFDATA2LSB:
+        raise BootError(f"ELF file for machine {header.machine}, not for x86", path)
+    entry = header.entry
     segments: list[Piece] = []
     pvh_entry = None
-    for header in file.iter_segments():
-        offset, filesz, memsz = header["p_offset"], header["p_filesz"], header["p_memsz"]
-        if isinstance(header, NoteSegment) and offset + filesz <= len(data):
-            for note in header.iter_notes():
-                if note["n_name"] == "Xen" and note["n_type"] in (XEN_ELFNOTE_PHYS32_ENTRY, "NT_GNU_PHYS32_ENTRY"):
-                    description = note["n_descdata"]
-                    pvh_entry = int.from_bytes(description[:8], "little")
-        if header["p_type"] != "PT_LOAD" or not memsz:
+    for program in _programs(data, ident.elf_class, header, path):
+        end = program.offset + program.filesz
+        if program.type == PT_NOTE and end <= len(data):
+            found = _pvh_entry(data[program.offset : end])
+            pvh_entry = pvh_entry if found is None else found
+        if program.type != PT_LOAD or not program.memsz:
             continue
-        if offset + filesz > len(data):
-            raise BootError(f"truncated: segment {len(segments)} ends at byte {offset + filesz} of {len(data)}", path)
-        if filesz > memsz:
+        if end > len(data):
+            raise BootError(f"truncated: segment {len(segments)} ends at byte {end} of {len(data)}", path)
+        if program.filesz > program.memsz:
             raise BootError(f"segment {len(segments)} has more bytes in the file than in memory", path)
-        physical, virtual = header["p_paddr"], header["p_vaddr"]
-        if header["p_flags"] & PF_X and virtual <= virtual_entry < virtual + memsz:
-            entry = virtual_entry - virtual + physical
-        segments.append(Piece(physical, data[offset : offset + filesz], memsz, f"segment {len(segments)}"))
+        if program.flags & PF_X and program.vaddr <= header.entry < program.vaddr + program.memsz:
+            entry = header.entry - program.vaddr + program.paddr
+        segments.append(Piece(program.paddr, data[program.offset : end], program.memsz, f"segment {len(segments)}"))
     if not segments:
         raise BootError("ELF file without a loadable segment", path)
-    return ElfImage(file.elfclass, entry, tuple(segments), pvh_entry)
+    return ElfImage(32 * ident.elf_class, entry, tuple(segments), pvh_entry)
+
+
+def _programs(data: bytes, elf_class: int, header: Any, path: str) -> Iterator[Any]:
+    layout = ProgramLayouts[elf_class]
+    size = layout.sizeof()
+    if header.phnum and header.phentsize < size:
+        raise BootError(f"damaged ELF file (program headers of {header.phentsize} bytes)", path)
+    for index in range(header.phnum):
+        at = header.phoff + index * header.phentsize
+        yield layout.parse(data[at : at + size])
+
+
+def _pvh_entry(notes: bytes) -> int | None:
+    """What the last XEN_ELFNOTE_PHYS32_ENTRY says; a note that is cut ends the search."""
+    entry = None
+    at = 0
+    while at + 12 <= len(notes):
+        try:
+            note = NoteLayout.parse(notes[at:] + bytes(3))  # the last one need not be padded
+        except ConstructError:
+            break
+        if note.name == b"Xen\0" and note.type == XEN_ELFNOTE_PHYS32_ENTRY:
+            entry = int.from_bytes(note.desc[:8], "little")
+        at += 12 + (note.namesz + 3 & -4) + (note.descsz + 3 & -4)
+    return entry
 
 
 def load(data: bytes, path: str, ram_size: int) -> BootState:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from vmm import VERSION
 from vmm.cli.options import PROGRAM, usage
 from vmm.errors import UsageError
 
@@ -24,7 +24,7 @@ def text_of(request: HelpRequest) -> str:
     if request.topic == "usage":
         return usage()
     if request.topic == "version":
-        return f"{PROGRAM} (vintx) {version('vintx')}, with the monitor of QEMU 11.1.3\n"
+        return f"{PROGRAM} (vintx) {VERSION}, with the monitor of QEMU 11.1.3\n"
     topics: dict[str, Callable[[str], str]] = {
         "machine": _machines,
         "accel": lambda _: "Accelerators supported by vintx:\ntcg\nqtest\n",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from devices import lapic_registers as registers
 from machine import qom, registry
 from machine.pc import ISA_IRQS, PcMachine
+from vmm import VERSION
 from vmm.qmp.commands import make_call
 from vmm.qmp.events import Events
 from vmm.qmp.server import Monitor
@@ -46,7 +46,7 @@ def monitor_of(machine: Machine, mode: str = "control", pretty: bool = False) ->
     """A monitor of a machine: QMP (`control`) or HMP (`readline`). Each has its own registry and hears all events."""
     events = Events()
     machine.on_event(lambda name, data: events.emit(name, data or None))
-    call = make_call(MachineMonitor(machine), f"vintx {version('vintx')}")
+    call = make_call(MachineMonitor(machine), f"vintx {VERSION}")
     return Monitor(call, events, mode, pretty)
 
 
