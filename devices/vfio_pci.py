@@ -30,7 +30,7 @@ from devices import vfio
 from devices.device import Board, Property
 from devices.pci import config as cfg
 from devices.pci.device import PciDevice
-from vmm.errors import ConfigError
+from vmm.errors import ConfigError, DeviceNotFound
 from vmm.kernel.eoifd import KVM_EOIFD_FLAG_DEASSIGN, KVM_EOIFD_FLAG_LEVEL_IRQFD
 from vmm.kernel.files import EFD_NONBLOCK
 from vmm.kernel.gsi import AckNotifier
@@ -133,11 +133,11 @@ class VfioPci(PciDevice):
     # Life.
 
     def realize(self, board: Board) -> None:
-        """Take the host device, show it to the guest, switch INTx on. ConfigError or InUse if it is not to be had."""
+        """Take the host device, show it to the guest, switch INTx on. DeviceNotFound or InUse if it cannot be had."""
         name = self.values["x-host-object"]
         host = getattr(board, "objects", {}).get(name)
         if host is None or not hasattr(host, "open"):
-            raise ConfigError(f"Device '{name}' not found: make it with -object vfio-host-device,id={name},driver=...")
+            raise DeviceNotFound(name)
         if not hasattr(board, "kvm"):
             raise ConfigError(f"{self.driver}: this machine has no kernel side to hand a device over with")
         self._take_identity(host.device)

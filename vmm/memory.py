@@ -92,7 +92,9 @@ class Mapping:
 class AddressSpace:
     """Ports (64 Ki) or guest-physical addresses, without RAM.
 
-    Where regions overlap the higher `priority` answers, then the one mapped last. Small regions are found by page:
+    Where regions overlap the higher `priority` answers, then the one mapped last. An access goes whole to whoever
+    answers at its first address, as far as that region reaches: a dword at port 0xcf8 is CONFADD's although the byte
+    at 0xcf9 is another register's. Small regions are found by page:
     `_pages` maps a page to its one mapping if that covers the page, else to the list to search.
     """
 

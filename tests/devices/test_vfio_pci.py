@@ -11,7 +11,7 @@ from devices.vfio_pci import VfioIntxEnable, VfioIntxKvmRefused, VfioPci
 from machine import plug
 from machine.machine import Machine, MachineConfig
 from tests.support.vfio_board import BAR, IRQ_ACK, IRQ_RAISE, IRQ_STATUS, VfioBoard
-from vmm.errors import ConfigError, InUse, PropertyError
+from vmm.errors import ConfigError, DeviceNotFound, InUse, PropertyError
 from vmm.kernel.policies import POLICIES
 
 
@@ -367,8 +367,8 @@ def test_device_has_one_user_at_a_time(board):
     assert board.objects["h0"].in_use == "v0"
 
 
-def test_missing_host_object_is_an_error_that_names_the_way_out(board):
-    with pytest.raises(ConfigError, match="-object vfio-host-device,id=h9"):
+def test_missing_host_object_is_not_found_in_qemus_words(board):
+    with pytest.raises(DeviceNotFound, match="^Device 'h9' not found$"):
         board.plug(host="h9")
     with pytest.raises(PropertyError, match="x-host-object property not set"):
         VfioPci.parse({})

@@ -94,8 +94,8 @@ def test_recorded_session_gets_qemus_replies_and_refusals_change_nothing(vm):
         ({"driver": "vfio-pci", "id": "v0"}, "GenericError", "x-host-object property not set"),
         (
             {"driver": "vfio-pci", "id": "v0", "x-host-object": "h9"},
-            "GenericError",
-            "Property 'vfio-pci.x-host-object' can't find value 'h9'",
+            "DeviceNotFound",
+            "Device 'h9' not found",
         ),
         ({"driver": "edu", "id": "e0", "addr": "1"}, "GenericError", None),
         ({"driver": "isa-debug-exit", "iobase": 0xF4}, "GenericError", "Bus 'isa.0' does not support hotplugging"),

@@ -126,8 +126,20 @@ def test_any_layout_reads_as_the_obvious_byte_map(layout, closed, address, size)
                 best = (priority, i + 1)
         return best[1] if best else 0xFF
 
-    expected = int.from_bytes(bytes(byte(address + i) for i in range(size)), "little")
-    assert space.read(address, size) == expected
+    assert space.read(address, 1) == byte(address)
+    spans = [range(base, base + length) for base, length, _ in layout]
+    if not any(set(a) & set(b) for i, a in enumerate(spans) for b in spans[:i]):
+        expected = int.from_bytes(bytes(byte(address + i) for i in range(size)), "little")
+        assert space.read(address, size) == expected
+
+
+def test_access_goes_whole_to_who_answers_at_its_first_address():
+    ports = AddressSpace.ports()
+    index = Bytes(4, fill=0x11, min_access=4)
+    ports.map(0xCF8, index.region)
+    ports.map(0xCF9, Bytes(1, fill=0x99).region, priority=1)
+    assert ports.read(0xCF8, 4) == 0x11111111
+    assert ports.read(0xCF9, 1) == 0x99
 
 
 def test_dma_outside_ram_reads_ones_and_is_lost():
