@@ -22,6 +22,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import mmap
 import os
 import struct
@@ -50,6 +51,7 @@ CANARY = Route.irqchip(4093, KVM_IRQCHIP_PIC_MASTER, 7)
 """A GSI below KVM_MAX_IRQ_ROUTES that recordings leave alone."""
 SETTLE_SECONDS = 30.0
 CHIP_SIZES = {KVM_IRQCHIP_PIC_MASTER: 16, KVM_IRQCHIP_PIC_SLAVE: 16, KVM_IRQCHIP_IOAPIC: 216}
+LAPIC_TPR, LAPIC_ISR, LAPIC_TMR, LAPIC_IRR = 0x80, 0x100, 0x180, 0x200
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _ioctl = _LIBC.ioctl
@@ -58,6 +60,7 @@ _ioctl.restype = ctypes.c_int
 
 _ROUTE_PIN = struct.Struct("<4I2I24x")
 _ROUTE_MSI = struct.Struct("<4I4I16x")
+_LAPIC_BITS = struct.Struct("<" + "I12x" * 7 + "I")
 _PIC_LAST_IRR, _PIC_IRR = 0, 1
 
 
@@ -270,6 +273,22 @@ class HostCpu:
         """KVM_SET_LAPIC: what `get_lapic` gave, changed. The APIC map and the RTC's bookkeeping are made anew."""
         fcntl.ioctl(self.fd, abi.KVM_SET_LAPIC, page)
 
+    def acknowledge(self) -> int:
+        """The interrupt acknowledge cycle, from outside: the highest vector above the priority goes from IRR to ISR.
+
+        Returns it, -1 for none. The guest is not told. Ref: Intel SDM vol. 3, 11.8.3.1 and 11.8.4
+        """
+        page = self.get_lapic()
+        vector = lapic_bits(page, LAPIC_IRR).bit_length() - 1
+        in_service = max(lapic_bits(page, LAPIC_ISR).bit_length() - 1, 0) & 0xF0
+        if vector < 0 or vector & 0xF0 <= max(page[LAPIC_TPR] & 0xF0, in_service):
+            return -1
+        place, bit = vector // 32 * 16 + vector % 32 // 8, 1 << vector % 8
+        page[LAPIC_IRR + place] ^= bit
+        page[LAPIC_ISR + place] |= bit
+        self.set_lapic(page)
+        return vector
+
     def nmi_pending(self) -> bool:
         """An NMI waits for the guest to run (KVM_GET_VCPU_EVENTS)."""
         events = abi.VcpuEvents()
@@ -304,6 +323,19 @@ class HostCpu:
             self._map.close()
             os.close(self.fd)
             self.fd = -1
+
+
+def lapic_bits(page: bytearray, register: int) -> int:
+    """LAPIC_ISR, LAPIC_TMR or LAPIC_IRR of a register page, as one number of 256 bits."""
+    return _bits256(bytes(page[register : register + 0x80]))
+
+
+@functools.lru_cache(4096)
+def _bits256(registers: bytes) -> int:
+    value = 0
+    for n, word in enumerate(_LAPIC_BITS.unpack_from(registers)):
+        value |= word << 32 * n
+    return value
 
 
 def _routing(routes: Sequence[Route], flags: int) -> bytearray:

@@ -12,6 +12,16 @@ I/O APIC; the formats are described beside the files.
 from vmm.vectors.difference import Difference
 from vmm.vectors.kvm import HostProfile, replay_kvm
 from vmm.vectors.qemu import replay_qemu
-from vmm.vectors.report import Report, replay, replay_file
+from vmm.vectors.report import Report, chip_of, load, replay, replay_file
 
-__all__ = ["Difference", "HostProfile", "Report", "replay", "replay_file", "replay_kvm", "replay_qemu"]
+__all__ = [
+    "Difference",
+    "HostProfile",
+    "Report",
+    "chip_of",
+    "load",
+    "replay",
+    "replay_file",
+    "replay_kvm",
+    "replay_qemu",
+]

@@ -8,8 +8,8 @@ its guests is in the way, and each step has one outcome.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
+import re
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,17 +18,16 @@ from devices import lapic_registers as regs
 from devices.ioapic import IoApicState
 from vmm.kernel import hostkvm_abi as abi
 from vmm.kernel.gsi import KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE
-from vmm.kernel.hostkvm import HostVm, pinned
+from vmm.kernel.hostkvm import LAPIC_IRR, LAPIC_ISR, LAPIC_TMR, HostVm, lapic_bits, pinned
 from vmm.kernel.hostkvm_guest import MailboxGuest, UserMmio
 from vmm.vectors.kvm import HostProfile
 from vmm.vectors.kvm_ops import CpuSnapshot, KvmOps, Snapshot
 
 if TYPE_CHECKING:
-    from vmm.kernel.hostkvm import HostKvm
+    from vmm.kernel.hostkvm import HostCpu, HostKvm
 
 LAPIC_BASE = 0xFEE0_0000
 _IOAPIC = struct.Struct("<Q4I24Q")
-_REGISTERS = struct.Struct("<" + "I12x" * 7 + "I")
 _EVENTFD_OPS = frozenset({"efd_write", "efd_close", "irqfd", "unassign"})
 
 
@@ -146,13 +145,10 @@ class KvmLive(KvmOps):
         return irr, isr, imr, last_irr
 
     @staticmethod
-    def _cpu(cpu: Any) -> CpuSnapshot:
+    def _cpu(cpu: HostCpu) -> CpuSnapshot:
         page = cpu.get_lapic()
         return CpuSnapshot(
-            _bits256(bytes(page[regs.IRR : regs.IRR + 0x80])),
-            _bits256(bytes(page[regs.ISR : regs.ISR + 0x80])),
-            _bits256(bytes(page[regs.TMR : regs.TMR + 0x80])),
-            cpu.nmi_pending(),
+            lapic_bits(page, LAPIC_IRR), lapic_bits(page, LAPIC_ISR), lapic_bits(page, LAPIC_TMR), cpu.nmi_pending()
         )
 
     def access(self, write: bool, address: int, size: int, value: int = 0, cpu: int = 0) -> Any:
@@ -171,29 +167,7 @@ class KvmLive(KvmOps):
         self.access(True, LAPIC_BASE + register, 4, value, cpu)
 
     def inta(self, cpu: int) -> int:
-        """As hardware does it. Ref: Intel SDM vol. 3, 11.8.3.1 and 11.8.4"""
-        target = self.cpus[cpu]
-        page = target.get_lapic()
-        irr = _bits256(bytes(page[regs.IRR : regs.IRR + 0x80]))
-        isr = _bits256(bytes(page[regs.ISR : regs.ISR + 0x80]))
-        vector = irr.bit_length() - 1
-        priority = max(page[regs.TPR] & 0xF0, max(isr.bit_length() - 1, 0) & 0xF0)
-        if vector & 0xF0 <= priority or vector < 0:
-            return -1
-        place, bit = vector // 32 * 16 + vector % 32 // 8, 1 << vector % 8
-        page[regs.IRR + place] ^= bit
-        page[regs.ISR + place] |= bit
-        target.set_lapic(page)
-        return vector
-
-
-@functools.lru_cache(4096)
-def _bits256(registers: bytes) -> int:
-    """Eight registers of 32 bits, 16 bytes apart."""
-    value = 0
-    for n, word in enumerate(_REGISTERS.unpack_from(registers)):
-        value |= word << 32 * n
-    return value
+        return self.cpus[cpu].acknowledge()
 
 
 def host_profile(kvm: HostKvm) -> HostProfile:
@@ -207,16 +181,12 @@ def host_profile(kvm: HostKvm) -> HostProfile:
 
 
 def host_description() -> dict[str, Any]:
-    """What a file of vectors says of the host that it was recorded on."""
+    """What a file of vectors says of the host that it was recorded on. Of the kernel's release only the numbers."""
     system = os.uname()
+    release = re.match(r"[\d.]*\d", system.release)
     cpu = ""
-    modules = []
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("vendor_id"):
-                cpu = line.partition(":")[2].strip()
-                break
-    for name in ("kvm", "kvm_intel", "kvm_amd", "kvm_pvm"):
-        if Path("/sys/module", name).exists():
-            modules.append(name)
-    return {"kernel": f"{system.sysname} {system.release}", "cpu": cpu, "kvm": modules}
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        cpu = found[1] if found else ""
+    modules = [name for name in ("kvm", "kvm_intel", "kvm_amd", "kvm_pvm") if Path("/sys/module", name).exists()]
+    return {"kernel": f"{system.sysname} {release[0] if release else ''}".strip(), "cpu": cpu, "kvm": modules}

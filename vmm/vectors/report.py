@@ -69,13 +69,25 @@ def replay_file(
     on_sequence: Callable[[str, Difference | None], None] | None = None,
 ) -> Report:
     """Replay a file of vectors. ConfigError if it cannot be read or is none."""
+    return replay(load(path), host, wanted, on_sequence)
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """A file of vectors of either kind. ConfigError if it cannot be read or is none."""
     try:
         recording = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
         raise ConfigError(f"{path}: not a file of vectors: {error}") from error
     if not isinstance(recording, dict) or not ("seqs" in recording or QEMU_PARTS.keys() & recording.keys()):
         raise ConfigError(f"{path}: neither 'seqs' nor {' nor '.join(map(repr, QEMU_PARTS))} in it: not a known format")
-    return replay(recording, host, wanted, on_sequence)
+    return recording
+
+
+def chip_of(recording: dict[str, Any]) -> str:
+    """Whose rules a recording has: "kvm" or "qemu"."""
+    return "kvm" if "seqs" in recording else "qemu"
 
 
 def _sequences(
