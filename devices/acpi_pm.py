@@ -8,7 +8,6 @@ Ref: 82371AB (PIIX4), 7.2 (power management I/O registers); ACPI 6.5, 4.8.3.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import construct as c
@@ -82,7 +81,6 @@ Pm1Control = c.BitStruct(
 """PM1_CNT, most significant byte first."""
 
 
-@dataclass(frozen=True, slots=True)
 class AcpiSci(Event):
     """The SCI changed."""
 

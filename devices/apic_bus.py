@@ -7,7 +7,6 @@ Ref: Intel SDM vol. 3, 11.6.2 (destinations) and 11.11 (messages); `vectors kvm-
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from construct import BitsInteger, BitStruct, ByteSwapped, Const, Flag, Padding
@@ -56,7 +55,6 @@ MsiData = ByteSwapped(
 """Its data. Ref: Intel SDM vol. 3, 11.11.2."""
 
 
-@dataclass(frozen=True, slots=True)
 class ApicDeliverIrq(Event):
     """A message on the bus."""
 

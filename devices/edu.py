@@ -8,7 +8,6 @@ Ref: QEMU docs/specs/edu.rst.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import construct as c
@@ -73,7 +72,6 @@ EduRegisters = c.Struct(
 """BAR0. Below 0x80 all accesses are dwords, from there on dwords or quadwords."""
 
 
-@dataclass(frozen=True, slots=True)
 class EduDma(Event):
     """A transfer is over. `done` is False if it left the device's 4 KiB buffer and nothing was copied."""
 

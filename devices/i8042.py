@@ -8,7 +8,6 @@ Ref: IBM PS/2 hardware interface technical reference, "Keyboard and auxiliary de
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import construct as c
@@ -72,7 +71,6 @@ CommandByte = c.BitStruct(
 )
 
 
-@dataclass(frozen=True, slots=True)
 class I8042Command(Event):
     """The guest wrote port 0x64."""
 

@@ -8,7 +8,6 @@ Ref: 8254 data sheet (order 231164); 82371AB (PIIX4), 4.2.3 (port 0x61).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import construct as c
@@ -65,7 +64,6 @@ ACCESS_HIGH = 2
 ACCESS_WORD = 3
 
 
-@dataclass(frozen=True, slots=True)
 class PitIoportWrite(Event):
     """The guest wrote port 0x40 + `addr`."""
 
@@ -73,7 +71,6 @@ class PitIoportWrite(Event):
     val: int
 
 
-@dataclass(frozen=True, slots=True)
 class PitIoportRead(Event):
     """The guest read port 0x40 + `addr`."""
 

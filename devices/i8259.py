@@ -12,7 +12,6 @@ Ref: 8259A data sheet (order 231468), "Programming the 8259A"; 82371AB (PIIX4), 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import construct as c
@@ -84,7 +83,6 @@ _LOWEST = tuple((n & -n).bit_length() - 1 if n else 8 for n in range(256))
 """Number of the lowest set bit; 8 if there is none."""
 
 
-@dataclass(frozen=True, slots=True)
 class PicSetIrq(Event):
     """A pin was driven: its number 0..15, the level after the OR of its sources, and what set_irq returned."""
 
@@ -93,7 +91,6 @@ class PicSetIrq(Event):
     result: int
 
 
-@dataclass(frozen=True, slots=True)
 class PicInterrupt(Event):
     """An INTA cycle: the vector given, and whether it is a spurious one."""
 
@@ -101,7 +98,6 @@ class PicInterrupt(Event):
     spurious: bool
 
 
-@dataclass(frozen=True, slots=True)
 class PicEoi(Event):
     """A pin left the in-service register."""
 

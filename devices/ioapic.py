@@ -12,7 +12,6 @@ Ref: 82093AA I/O Advanced Programmable Interrupt Controller, Intel 290566-001.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
@@ -168,7 +167,6 @@ class NoAckNotifiers:
         return False
 
 
-@dataclass(frozen=True, slots=True)
 class IoapicSetIrq(Event):
     """An input changed, or was driven again."""
 
@@ -177,14 +175,12 @@ class IoapicSetIrq(Event):
     level: bool
 
 
-@dataclass(frozen=True, slots=True)
 class IoapicSetRemoteIrr(Event):
     """A level interrupt was accepted; the pin waits for an EOI."""
 
     pin: int
 
 
-@dataclass(frozen=True, slots=True)
 class IoapicClearRemoteIrr(Event):
     """An EOI, or a change to edge, ended the pin's wait."""
 
@@ -192,21 +188,18 @@ class IoapicClearRemoteIrr(Event):
     vector: int
 
 
-@dataclass(frozen=True, slots=True)
 class IoapicEoiBroadcast(Event):
     """An EOI came from the bus or from the EOI register."""
 
     vector: int
 
 
-@dataclass(frozen=True, slots=True)
 class IoapicEoiDelayedReassert(Event):
     """The storm limiter postponed the next delivery of a pin."""
 
     pin: int
 
 
-@dataclass(frozen=True, slots=True)
 class IoapicWriteRedirection(Event):
     """The guest wrote half of a redirection entry; `entry` is what it is now."""
 
@@ -214,7 +207,6 @@ class IoapicWriteRedirection(Event):
     entry: int
 
 
-@dataclass(frozen=True, slots=True)
 class IoapicUnmaskResample(Event):
     """A pin was unmasked with its level latched and a resampler listening: asked again instead of delivered."""
 

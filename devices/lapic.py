@@ -5,7 +5,6 @@ Ref: Intel SDM vol. 3, chapter 11.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from devices import lapic_registers as r
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["ApicRegisterWrite", "CpuSignals", "LocalApic"]
 
 
-@dataclass(frozen=True, slots=True)
 class ApicRegisterWrite(Event):
     """A guest's write of a register."""
 

@@ -8,7 +8,6 @@ Ref: Intel SDM vol. 3, chapter 11; `vectors kvm-ioapic.json`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from devices import lapic_registers as r
@@ -55,7 +54,6 @@ class CpuSignals(Protocol):
         """Start at `vector` << 12. Sent only to a CPU that waits for it."""
 
 
-@dataclass(frozen=True, slots=True)
 class ApicAcceptIrq(Event):
     """A local APIC set its IRR."""
 
@@ -65,7 +63,6 @@ class ApicAcceptIrq(Event):
     coalesced: bool
 
 
-@dataclass(frozen=True, slots=True)
 class ApicLocalDeliver(Event):
     """An event of the local vector table."""
 
@@ -74,7 +71,6 @@ class ApicLocalDeliver(Event):
     entry: int
 
 
-@dataclass(frozen=True, slots=True)
 class ApicAcknowledge(Event):
     """The CPU took an interrupt: IRR to ISR."""
 
@@ -82,7 +78,6 @@ class ApicAcknowledge(Event):
     vector: int
 
 
-@dataclass(frozen=True, slots=True)
 class ApicEoi(Event):
     """An EOI; `vector` is -1 if nothing was in service."""
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import calendar
 import datetime
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import construct as c
@@ -99,7 +98,6 @@ CmosMemory = c.Struct(
 """Bytes 0x15 to 0x5f as a PC's firmware reads the size of memory from them (the clock's century byte lies within)."""
 
 
-@dataclass(frozen=True, slots=True)
 class CmosIoportWrite(Event):
     """The guest wrote a register."""
 
@@ -107,7 +105,6 @@ class CmosIoportWrite(Event):
     val: int
 
 
-@dataclass(frozen=True, slots=True)
 class CmosIoportRead(Event):
     """The guest read a register."""
 

@@ -9,7 +9,6 @@ Ref: National PC16550D (1995), section 8.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import construct as c
@@ -125,7 +124,6 @@ ModemStatus = c.BitStruct(
 _BYTE = tuple(bytes((n,)) for n in range(256))
 
 
-@dataclass(frozen=True, slots=True)
 class SerialWrite(Event):
     """The guest wrote a register (offset 0..7)."""
 
@@ -133,7 +131,6 @@ class SerialWrite(Event):
     val: int
 
 
-@dataclass(frozen=True, slots=True)
 class SerialRead(Event):
     """The guest read a register (offset 0..7)."""
 

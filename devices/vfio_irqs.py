@@ -14,7 +14,6 @@ Ref: drivers/vfio/pci/vfio_pci_intrs.c, drivers/vfio/virqfd.c; fe9a7082684e (CVE
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from vmm import order
@@ -45,7 +44,6 @@ POINTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
 class VfioIntxInterrupt(Event):
     """The hardware line was taken: masked, and the trigger signalled unless the guest disabled INTx."""
 
@@ -53,7 +51,6 @@ class VfioIntxInterrupt(Event):
     signalled: bool
 
 
-@dataclass(frozen=True, slots=True)
 class VfioIntxUnmask(Event):
     """An unmask was asked for; `pending`: the line was still high, so it stayed masked and was signalled again."""
 

@@ -22,7 +22,6 @@ Everything is acquired in the order whose reverse is the safe order of taking do
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -62,7 +61,6 @@ class KvmBoard(Board, Protocol):
     objects: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
 class VfioIntxEnable(Event):
     """INTx is on; `road` is kvm or user."""
 
@@ -71,14 +69,12 @@ class VfioIntxEnable(Event):
     gsi: int
 
 
-@dataclass(frozen=True, slots=True)
 class VfioIntxDisable(Event):
     """INTx is off, and everything for it given back."""
 
     device: str
 
 
-@dataclass(frozen=True, slots=True)
 class VfioIntxUpdate(Event):
     """The pin's PIRQ was routed elsewhere; -1: nowhere."""
 
@@ -87,7 +83,6 @@ class VfioIntxUpdate(Event):
     new: int
 
 
-@dataclass(frozen=True, slots=True)
 class VfioIntxKvmRefused(Event):
     """KVM did not take the irqfd; the monitor goes between."""
 
@@ -95,7 +90,6 @@ class VfioIntxKvmRefused(Event):
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
 class VfioIntxEoi(Event):
     """The guest's EOI reached the monitor: line low, VFIO unmasked."""
 

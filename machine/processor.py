@@ -7,7 +7,6 @@ MSRs, CPUID.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from devices.device import Device
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from vmm.trace import Trace
 
 
-@dataclass(frozen=True, slots=True)
 class CpuTakesInterrupt(Event):
     """A CPU took a vector; `pic`: it came from the 8259s as ExtINT."""
 

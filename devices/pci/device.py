@@ -23,7 +23,6 @@ the line goes low and no address answers any more.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from devices.device import Device, Property
@@ -51,7 +50,6 @@ _LAST_32 = 0xFFFF_FFFF
 _LAST_64 = 0xFFFF_FFFF_FFFF_FFFF
 
 
-@dataclass(frozen=True, slots=True)
 class PciCfgWrite(Event):
     """A guest wrote to configuration space."""
 
@@ -62,7 +60,6 @@ class PciCfgWrite(Event):
     value: int
 
 
-@dataclass(frozen=True, slots=True)
 class PciUpdateMappingsAdd(Event):
     """A BAR answers at `address` from now on."""
 
@@ -72,7 +69,6 @@ class PciUpdateMappingsAdd(Event):
     size: int
 
 
-@dataclass(frozen=True, slots=True)
 class PciUpdateMappingsDel(Event):
     """A BAR answers at `address` no more."""
 
@@ -82,7 +78,6 @@ class PciUpdateMappingsDel(Event):
     size: int
 
 
-@dataclass(frozen=True, slots=True)
 class PciSetIntx(Event):
     """A device drives its interrupt pin; `disabled` is INTx disable of COMMAND, which keeps it off the wire."""
 

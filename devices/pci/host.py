@@ -7,7 +7,6 @@ Ref: 290549 (440FX data sheet), 3.1 (I/O mapped registers), 3.2 (configuration r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import construct as c
@@ -42,7 +41,6 @@ _ENABLE = 1 << 31
 _ALL_ONES = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFF_FFFF}
 
 
-@dataclass(frozen=True, slots=True)
 class PciCfgRead(Event):
     """A guest read configuration space through the host bridge."""
 

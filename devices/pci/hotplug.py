@@ -8,7 +8,6 @@ Ref: QEMU docs/specs/acpi_pci_hotplug.rst; vectors qemu-qmp-transcript.jsonl, se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import construct as c
@@ -56,21 +55,18 @@ Gpe0Registers = c.Struct("status" / c.Int16ul, "enable" / c.Int16ul)
 _NS_PER_MS = 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
 class AcpiPciUpRead(Event):
     """The guest read PCIU, which clears it."""
 
     value: int
 
 
-@dataclass(frozen=True, slots=True)
 class AcpiPciDownRead(Event):
     """The guest read PCID."""
 
     value: int
 
 
-@dataclass(frozen=True, slots=True)
 class AcpiPciEjWrite(Event):
     """The guest ejects: `value` is what it wrote to EJ."""
 
@@ -78,14 +74,12 @@ class AcpiPciEjWrite(Event):
     value: int
 
 
-@dataclass(frozen=True, slots=True)
 class AcpiPciEjectSlot(Event):
     """Whoever is in `slot` goes."""
 
     slot: int
 
 
-@dataclass(frozen=True, slots=True)
 class AcpiGpe0(Event):
     """GPE0 changed; `level` is what it asks of the SCI."""
 

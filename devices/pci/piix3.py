@@ -8,7 +8,6 @@ qemu-intx-paths.json, pc.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import construct as c
@@ -47,7 +46,6 @@ ResetControl = c.BitStruct(c.Padding(5), "reset_cpu" / c.Flag, "system_reset" / 
 """RC, port 0xcf9. Ref: 290550, 2.3."""
 
 
-@dataclass(frozen=True, slots=True)
 class PciRouteIrq(Event):
     """PIRQ `pirq` (0..3 for A..D) reaches ISA IRQ `irq` from now on; -1: none."""
 

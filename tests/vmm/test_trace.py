@@ -2,24 +2,44 @@
 
 import io
 import json
-from dataclasses import dataclass
+
+import pytest
 
 from vmm.trace import Event, Recording, Trace, json_sink, text_sink
 
 
-@dataclass(frozen=True, slots=True)
 class IoapicSetIrq(Event):
     pin: int
     level: bool
 
 
-@dataclass(frozen=True, slots=True)
 class LapicEoi(Event):
     vector: int
 
 
+class Same(Event):
+    """The fields of IoapicSetIrq."""
+
+    pin: int
+    level: bool
+
+
 def test_event_name_is_qemu_like():
     assert IoapicSetIrq.name == "ioapic_set_irq"
+
+
+def test_events_are_equal_if_class_and_fields_are_and_cannot_be_changed():
+    event = IoapicSetIrq(11, level=True)
+    assert event == IoapicSetIrq(11, True)
+    assert hash(event) == hash(IoapicSetIrq(11, True))
+    assert event != IoapicSetIrq(12, True)
+    assert event != Same(11, True)
+    assert event != (11, True)
+    assert repr(event) == "IoapicSetIrq(pin=11, level=True)"
+    with pytest.raises(AttributeError):
+        event.pin = 12
+    with pytest.raises(TypeError):
+        IoapicSetIrq(11)
 
 
 def test_text_and_json_lines_tell_time_name_and_fields():

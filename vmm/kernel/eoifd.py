@@ -18,7 +18,6 @@ Ref: [PATCH v5 0/4] kvm: level irqfd and new eoifd, 16 Jul 2012, and the thread 
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from construct import Int32ul, Padding, Struct
@@ -55,7 +54,6 @@ POINTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
 class KvmEoifdSignal(Event):
     """An eoifd was signalled: the interrupt of its irqfd was acknowledged."""
 

@@ -10,7 +10,6 @@ Ref: virt/kvm/irqchip.c, arch/x86/kvm/irq.c (irq_comm.c before 6.17), virt/kvm/e
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from construct import Array, Const, Default, Int32ul, Struct, Switch, this
@@ -142,7 +141,6 @@ def default_routing() -> tuple[Route, ...]:
     return tuple(routes)
 
 
-@dataclass(frozen=True, slots=True)
 class KvmSetIrq(Event):
     """A GSI was driven by a source."""
 
@@ -151,7 +149,6 @@ class KvmSetIrq(Event):
     source: int
 
 
-@dataclass(frozen=True, slots=True)
 class KvmAckIrq(Event):
     """A pin's interrupt was acknowledged; the GSI that was routed to it last, -1 if none."""
 

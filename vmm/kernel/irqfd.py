@@ -13,7 +13,6 @@ Ref: virt/kvm/eventfd.c; vectors kvm-ioapic.json, irqfd-* and resample-*
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from construct import Const, Int32ul, Struct
@@ -61,7 +60,6 @@ POINTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
 class KvmIrqfdAssign(Event):
     """An irqfd was attached to a GSI."""
 
@@ -70,7 +68,6 @@ class KvmIrqfdAssign(Event):
     resample: bool
 
 
-@dataclass(frozen=True, slots=True)
 class KvmIrqfdInject(Event):
     """An irqfd's event reached its GSI."""
 
@@ -78,14 +75,12 @@ class KvmIrqfdInject(Event):
     resample: bool
 
 
-@dataclass(frozen=True, slots=True)
 class KvmIrqfdShutdown(Event):
     """An irqfd is gone: nothing comes from it any more."""
 
     gsi: int
 
 
-@dataclass(frozen=True, slots=True)
 class KvmResample(Event):
     """A GSI's resampler signals its members."""
 
