@@ -197,7 +197,7 @@ def test_declaration_has_every_register_where_the_device_answers(board):
 @given(
     data=st.binary(min_size=1, max_size=DMA_SIZE),
     start=st.integers(0, DMA_SIZE),
-    source=st.integers(0, 0x8_0000),
+    source=st.integers(0, 0x7_0000),
     target=st.integers(0x8_0000, 0xE_0000),
 )
 def test_dma_to_the_buffer_and_back_copies_exactly(data, start, source, target):

@@ -368,7 +368,7 @@ def test_device_has_one_user_at_a_time(board):
 
 
 def test_missing_host_object_is_not_found_in_qemus_words(board):
-    with pytest.raises(DeviceNotFound, match="^Device 'h9' not found$"):
+    with pytest.raises(DeviceNotFound, match=r"^Device 'h9' not found$"):
         board.plug(host="h9")
     with pytest.raises(PropertyError, match="x-host-object property not set"):
         VfioPci.parse({})
