@@ -185,3 +185,18 @@ def setup_star(guest: Guest) -> None:
 def test_vectors_of_the_idt_are_where_the_support_module_says(guest: Guest) -> None:
     guest.start("int64")
     assert guest.cpu.registers().idt == (IDT, 0xFFF)
+
+
+def test_breakpoint_of_one_vcpu_does_not_stop_another_and_survives_the_switch(guest: Guest) -> None:
+    guest.start("breakpoint64")
+    guest.place("ap16")
+    guest.on_out[0x20] = lambda _value: guest.engine.kick()
+    assert guest.run() is ExitReason.KICKED
+    guest.engine.vcpus[1].sipi(6)
+    assert guest.run(1) is ExitReason.HALT
+    assert guest.outs(0x60) == [(0x60, 0)]
+    assert guest.fault is None
+    assert guest.run(0) is ExitReason.HALT
+    assert guest.fault is not None
+    assert guest.fault[:3] == (DB, 0, 0x6000)
+    assert guest.outs(0x60) == [(0x60, 0)]

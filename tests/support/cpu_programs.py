@@ -429,6 +429,14 @@ f4                     | hlt
 == int1 64 0x1000
 f1                     | .byte 0xf1
 f4                     | hlt
+
+== breakpoint64 64 0x1000
+b800600000             | mov eax, 0x6000
+0f23c0                 | mov dr0, rax
+b901040000             | mov ecx, 0x401
+0f23f9                 | mov dr7, rcx
+e620                   | out 0x20, al
+ffe0                   | jmp rax
 """
 
 
