@@ -62,9 +62,10 @@ class KvmBoard(Board, Protocol):
 
 
 class VfioIntxEnable(Event):
-    """INTx is on; `road` is kvm or user."""
+    """INTx of a host device is on for the vfio-pci device `user`; `road` is kvm or user."""
 
     device: str
+    user: str
     road: str
     gsi: int
 
@@ -264,7 +265,7 @@ class VfioPci(PciDevice):
             self._take_user_road(held)
         trace = self.board.trace
         if trace.on:
-            trace.emit(VfioIntxEnable(self.vfio.name, self.road, _number(self.gsi)))
+            trace.emit(VfioIntxEnable(self.vfio.name, self.label, self.road, _number(self.gsi)))
         # If something came while masked, VFIO signals the trigger again.
         held.hold("vfio-unmasked", "INTx", self._mask)
         self._unmask()

@@ -22,7 +22,7 @@ from vmm.lifecycle import Holdings, Ledger
 from vmm.loop import Loop
 from vmm.memory import AddressSpace, GuestMemory
 from vmm.order import Executor
-from vmm.trace import Trace
+from vmm.trace import Event, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +41,12 @@ class RunState(enum.Enum):
     RUNNING = "running"
     PAUSED = "paused"
     SHUTDOWN = "shutdown"
+
+
+class SystemReset(Event):
+    """The machine is reset: all devices, CPUs and interrupt controllers, without a word of their own."""
+
+    reason: str
 
 
 @dataclass(slots=True)
@@ -223,6 +229,8 @@ class Machine:
     def reset(self, reason: str = "host-qmp-system-reset") -> None:
         """Reset now (between slices). What the guest was asked to let go of goes with it."""
         self.emit("RESET", {"guest": reason.startswith("guest"), "reason": reason})
+        if self.trace.on:
+            self.trace.emit(SystemReset(reason))
         self.power_on()
         if self.state is RunState.SHUTDOWN:
             self.state = RunState.PRELAUNCH

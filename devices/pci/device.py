@@ -78,6 +78,15 @@ class PciUpdateMappingsDel(Event):
     size: int
 
 
+class PciWireIntx(Event):
+    """A device's interrupt pin was connected to a PIRQ (0 to 3) of its bus, or taken off it."""
+
+    device: str
+    bus: str
+    pirq: int
+    wired: bool
+
+
 class PciSetIntx(Event):
     """A device drives its interrupt pin; `disabled` is INTx disable of COMMAND, which keeps it off the wire."""
 
@@ -199,6 +208,11 @@ class PciDevice(Device):
         number = self.bus.number if self.bus is not None else 0
         return f"{number:02x}:{self.slot:02x}.{self.function:x}"
 
+    @property
+    def label(self) -> str:
+        """What traces and wires call it: its id, or what it is and where."""
+        return self.id or f"{self.driver}@{self.address_text}"
+
     # Life.
 
     def realize(self, board: Board) -> None:
@@ -215,18 +229,29 @@ class PciDevice(Device):
         self.values["addr"] = devfn
         if self.interrupt_pin:
             wire = bus.pirqs[pirq_of(devfn, self.interrupt_pin)]
-            self._line = line = wire.hold(self.id or f"{self.driver}@{self.address_text}")
+            self._line = line = wire.hold(self.label)
             self.holdings.hold("wire-holder", wire.name, line.close)
+            self._trace_wire(True)
 
     def unrealize(self) -> None:
         """Lower the line, unmap the BARs, leave the slot."""
+        if self._line is not None:
+            self._trace_wire(False)
         super().unrealize()
         self.intx_level = False
         self._line = None
 
+    def _trace_wire(self, wired: bool) -> None:
+        trace = self.board.trace
+        if trace.on and self.bus is not None:
+            trace.emit(PciWireIntx(self.label, self.bus.name, pirq_of(self.devfn, self.interrupt_pin), wired))
+
     def reset(self) -> None:
         """Configuration space as at power-on: no BAR answers, no bus master, the line is low."""
-        self.intx_level = False
+        if self.intx_level:
+            self.intx_level = False
+            if self.board.trace.on:
+                self._trace_intx()
         self.config.reset()
         self._intx_disabled = False
         if self._line is not None:
@@ -326,9 +351,8 @@ class PciDevice(Device):
             data[cfg.STATUS] |= cfg.STATUS_INTERRUPT
         else:
             data[cfg.STATUS] &= ~cfg.STATUS_INTERRUPT & 0xFF
-        trace = self.board.trace
-        if trace.on:
-            trace.emit(PciSetIntx(self.id or self.driver, level, self._intx_disabled))
+        if self.board.trace.on:
+            self._trace_intx()
         line = self._line
         if line is not None:
             line.set(level and not self._intx_disabled)
@@ -338,8 +362,13 @@ class PciDevice(Device):
         disabled = bool(self.config.data[cfg.COMMAND + 1] & cfg.COMMAND_INTX_DISABLE >> 8)
         if disabled != self._intx_disabled:
             self._intx_disabled = disabled
+            if self.intx_level and self.board.trace.on:
+                self._trace_intx()
             if self._line is not None:
                 self._line.set(self.intx_level and not disabled)
+
+    def _trace_intx(self) -> None:
+        self.board.trace.emit(PciSetIntx(self.label, self.intx_level, self._intx_disabled))
 
     # DMA.
 

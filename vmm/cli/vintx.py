@@ -12,6 +12,7 @@ COMMANDS = {
     "bench": "figures of this machine, beside those of qemu-system-x86_64 where it is installed",
     "demo": "boot a guest, hot-plug two devices, let them interrupt, unplug them with their lines high",
     "doctor": "which engines and oracles this machine has, and why not",
+    "trace": "what a trace file tells: which interrupts were spurious, and why",
     "vectors": "replay recordings of real interrupt controllers on the models; record and fuzz on this machine's KVM",
 }
 
