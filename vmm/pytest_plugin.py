@@ -60,6 +60,12 @@ class Guest:
         """Everything that the guest has written to its serial port."""
         return self._serial.output.decode("latin-1").replace("\r\n", "\n")
 
+    def forget(self) -> None:
+        """Drop what was seen so far: serial output, events, trace. Between two rounds of a long run."""
+        self._serial.take()
+        self.events.clear()
+        self.trace.clear()
+
     def type(self, text: str) -> None:
         """Send input to the guest's serial port."""
         self._serial.feed(text.encode())
