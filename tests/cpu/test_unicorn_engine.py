@@ -151,14 +151,26 @@ def test_two_engines_live_side_by_side() -> None:
     two.close()
 
 
-def test_engines_come_and_go_without_leaving_timers() -> None:
-    def timers() -> int:
-        return Path("/proc/self/timers").read_text().count("ID:")
+def test_engines_come_and_go_without_leaving_threads_or_descriptors() -> None:
+    def held() -> tuple[int, int]:
+        return len(list(Path("/proc/self/task").iterdir())), len(list(Path("/proc/self/fd").iterdir()))
 
-    before = timers()
+    before = held()
     for _ in range(3):
         Guest().close()
-    assert timers() == before
+    assert held() == before
+
+
+def test_signal_arrives_while_the_guest_runs_on(guest: Guest) -> None:
+    arrived: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda number, _frame: arrived.append(number))
+    try:
+        guest.start("spin64")
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+        assert guest.run(limit_ns=200 * MS) is ExitReason.DEADLINE
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert arrived == [signal.SIGALRM]
 
 
 @pytest.mark.parametrize(("size", "cpus"), [(0, 1), (100, 1), (1 << 41, 1), (4096, 0)])

@@ -8,7 +8,8 @@ of that; so this package calls it directly (`library`, by symbol) and reads and 
     layout    offsets, flags and numbers of that build
     library   loading it, its symbols, and refusing any other
     thunk     the few machine-code routines that run where Python must not
-    alarm     a POSIX timer that ends a run at its deadline
+    selfmod   self-modifying code, seen through every mapping
+    alarm     a timer that ends a run at its deadline
     vcpu      one virtual CPU: its saved state, registers, INIT/SIPI, interrupt and NMI
     cpuid     what CPUID tells: only what is executed
     msr       model-specific registers of the CPU itself

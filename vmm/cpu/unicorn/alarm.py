@@ -1,72 +1,70 @@
 """A timer that ends a run at its deadline, without the GIL.
 
-POSIX timers with SIGEV_THREAD run a routine of machine code on a thread of the C library. It sets flags only; the
-CPU leaves at the next translation block. Nothing is lost when it fires just before the run starts, because the run
-loop looks at the flag first.
+A timerfd, and a thread of machine code that reads it: each expiry sets the flags that make the CPU leave at the next
+translation block. Nothing is lost when it fires just before the run starts, because the run loop looks first. The
+thread blocks all signals: Python wants them on its main thread.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-from typing import ClassVar
+import signal
 
-from vmm.cpu.unicorn.thunk import Page
+from vmm.cpu.unicorn import thunk
 from vmm.errors import EngineRefused
 
-_SIGEV_THREAD = 2
 _CLOCK_MONOTONIC = 1
-_TIMER_ABSTIME = 1
+_TFD_CLOEXEC = os.O_CLOEXEC
+_TFD_TIMER_ABSTIME = 1
 _NS = 1_000_000_000
 
-
-class _SigEvent(ctypes.Structure):
-    _fields_ = (
-        ("value", ctypes.c_void_p),
-        ("signo", ctypes.c_int),
-        ("notify", ctypes.c_int),
-        ("function", ctypes.c_void_p),
-        ("attributes", ctypes.c_void_p),
-        ("padding", ctypes.c_byte * 32),
-    )
-
-
 _libc = ctypes.PyDLL(None, use_errno=True)
-_settime = _libc.timer_settime
-_settime.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+_settime = _libc.timerfd_settime
+_settime.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+_join = ctypes.CDLL(None).pthread_join
+_join.argtypes = (ctypes.c_ulong, ctypes.c_void_p)
+_create = _libc.pthread_create
+_create.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
 
 
 class Alarm:
     """The timer of one engine. `control`: address of its control block."""
 
-    _spare: ClassVar[list[Page]] = []
-    """Pages of closed engines. A thread of the timer may still be on its way into one, so they are never unmapped."""
-
     def __init__(self, control: int) -> None:
-        self._page = Alarm._spare.pop() if Alarm._spare else Page(data_size=16)
-        self._page.quads[0] = control
-        event = _SigEvent(
-            value=self._page.address, signo=0, notify=_SIGEV_THREAD, function=self._page.entry("alarm"), attributes=None
-        )
-        self._timer = ctypes.c_void_p()
-        if _libc.timer_create(_CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer)) != 0:
-            error = os.strerror(ctypes.get_errno())
-            raise EngineRefused("unicorn", f"no POSIX timer for deadlines ({error})", "See ulimit -i")
+        self._page = thunk.Page()
+        self._fd: int = _libc.timerfd_create(_CLOCK_MONOTONIC, _TFD_CLOEXEC)
+        if self._fd < 0:
+            raise EngineRefused(
+                "unicorn", f"no timer for deadlines ({os.strerror(ctypes.get_errno())})", "See ulimit -n"
+            )
+        self._page.quads[thunk.A_CONTROL >> 3] = control
+        self._page.quads[thunk.A_READ >> 3] = ctypes.cast(_libc.read, ctypes.c_void_p).value or 0
+        self._page.words[thunk.A_FD >> 2] = self._fd
+        thread = ctypes.c_ulong()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            status = _create(ctypes.byref(thread), None, self._page.entry("alarm"), self._page.address)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if status:
+            os.close(self._fd)
+            raise EngineRefused("unicorn", f"no thread for deadlines ({os.strerror(status)})", "See ulimit -u")
+        self._thread: int | None = thread.value
         self._spec = (ctypes.c_int64 * 4)()
         self._spec_address = ctypes.addressof(self._spec)
 
     def set(self, deadline_ns: int) -> None:
         """Go off at this time of CLOCK_MONOTONIC, at once if it is over. Replaces what was set before."""
         self._spec[2], self._spec[3] = divmod(deadline_ns, _NS)
-        _settime(self._timer, _TIMER_ABSTIME, self._spec_address, None)
+        _settime(self._fd, _TFD_TIMER_ABSTIME, self._spec_address, None)
 
     def close(self) -> None:
-        """Delete the timer. After this nothing touches the engine any more."""
-        if self._timer.value is None:
+        """End the thread. After this nothing touches the engine any more."""
+        thread, self._thread = self._thread, None
+        if thread is None:
             return
-        _libc.timer_delete(self._timer)
-        self._timer.value = None
-        self._page.quads[0] = 0
-        while self._page.words[2]:  # a thread is in the few instructions between its two counts
-            os.sched_yield()
-        Alarm._spare.append(self._page)
+        self._page.words[thunk.A_QUIT >> 2] = 1
+        self.set(1)
+        _join(thread, None)
+        os.close(self._fd)

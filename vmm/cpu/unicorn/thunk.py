@@ -56,6 +56,13 @@ T_SIZE: Final = 0x90
 P_INVALIDATE: Final = 0x00
 P_FLUSH: Final = 0x08
 
+# The block of the page that `alarm` uses.
+A_CONTROL: Final = 0x00
+A_READ: Final = 0x08
+A_COUNT: Final = 0x10
+A_FD: Final = 0x18
+A_QUIT: Final = 0x1C
+
 STOP_KICK: Final = T_STOP
 STOP_ALARM: Final = T_STOP + 1
 STOP_INTERNAL: Final = T_STOP + 2
@@ -67,7 +74,7 @@ _RF_DEBUGGING = sum(1 << v for v in _FAULTS)
 enabled: code that runs with RF=1 is translated a second time, and nobody could tell the difference."""
 
 RF: Final = 0x10000
-_PREFIXES = ("CS", "ENV", "EXCP", "EXIT", "HF", "INTERRUPT", "P", "RF", "SVM", "T", "TLB", "UC")
+_PREFIXES = ("A", "CS", "ENV", "EXCP", "EXIT", "HF", "INTERRUPT", "P", "RF", "SVM", "T", "TLB", "UC")
 SYMBOLS: Final[dict[str, int]] = {
     name: value
     for table in (vars(layout), globals())
@@ -349,26 +356,35 @@ b801000000                   |     mov eax, 1
 c3                           |     ret
 
 662e0f1f840000000000         |     .balign 16
-                             | # alarm(cell): ends the run of the engine in the cell, if there is one.
+                             | # alarm(cell): the thread of an engine's timer. Each expiry ends the run.
                              | alarm:
-f0ff4708                     |     lock inc dword ptr [rdi+8]
-488b07                       |     mov rax, [rdi]
-4885c0                       |     test rax, rax
-7419                         |     jz 18f
+53                           |     push rbx
+4889fb                       |     mov rbx, rdi
+8b7b18                       | 18: mov edi, [rbx+A_FD]
+488d7310                     |     lea rsi, [rbx+A_COUNT]
+ba08000000                   |     mov edx, 8
+ff5308                       |     call [rbx+A_READ]
+837b1c00                     |     cmp dword ptr [rbx+A_QUIT], 0
+7524                         |     jne 27f
+4883f808                     |     cmp rax, 8
+75e5                         |     jne 18b
+488b03                       |     mov rax, [rbx+A_CONTROL]
 c6404901                     |     mov byte ptr [rax+T_STOP+1], 1
 488b4808                     |     mov rcx, [rax+T_CS]
 488b9130010000               |     mov rdx, [rcx+CS_ICOUNT]
 c6411501                     |     mov byte ptr [rcx+CS_EXIT_REQUEST], 1
 66c74202ffff                 |     mov word ptr [rdx+2], 0xffff
-f0ff4f08                     | 18: lock dec dword ptr [rdi+8]
+ebc7                         |     jmp 18b
+31c0                         | 27: xor eax, eax
+5b                           |     pop rbx
 c3                           |     ret
 
-660f1f440000                 |     .balign 16
+66662e0f1f8400000000000f1f4000 |     .balign 16
                              | # written(uc, pages, ram address, length, pc): rbp is the TLB entry of the store.
                              | # Let later stores take the fast path if no code is left on the page, and only then.
                              | written:
 80bff207000001               |     cmp byte ptr [rdi+UC_NO_EXIT_REQUEST], 1
-488d0562fbffff               |     lea rax, [rip+run-T_SIZE]
+488d0542fbffff               |     lea rax, [rip+run-T_SIZE]
 7402                         |     je 19f
 ff20                         |     jmp [rax+P_INVALIDATE]
 57                           | 19: push rdi
@@ -422,7 +438,7 @@ c3                           | 23: ret
 80bff207000001               |     cmp byte ptr [rdi+UC_NO_EXIT_REQUEST], 1
 7511                         |     jne 24f
 488bbfb8010000               |     mov rdi, [rdi+UC_CPU]
-488d0599faffff               |     lea rax, [rip+run-T_SIZE]
+488d0579faffff               |     lea rax, [rip+run-T_SIZE]
 ff6008                       |     jmp [rax+P_FLUSH]
 c3                           | 24: ret
 """
