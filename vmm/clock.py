@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 NS_PER_SEC = 1_000_000_000
 
 
+_ROOMY = 64
+"""Entries of a heap that is never worth cleaning."""
+
+
 class Timer:
     """A one-shot timer of a clock. Made by `Clock.timer`; `deadline` is None while it is not armed."""
 
@@ -50,10 +54,11 @@ class Timer:
 class Clock:
     """What both clocks share: a heap of timers. `on_earlier(deadline)` is told when the next deadline moves nearer."""
 
-    __slots__ = ("_heap", "_serial", "on_earlier")
+    __slots__ = ("_heap", "_limit", "_serial", "on_earlier")
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, Timer]] = []
+        self._limit = _ROOMY
         self._serial = 0
         self.on_earlier: Callable[[int], None] | None = None
 
@@ -71,6 +76,21 @@ class Clock:
         heapq.heappush(self._heap, entry)
         if self.on_earlier is not None and self._heap[0] is entry:
             self.on_earlier(deadline)
+
+        if len(self._heap) > self._limit:
+            self._clean()
+
+    def _clean(self) -> None:
+        """Drop entries of timers that were cancelled or armed anew: a guest may do so for ever without one being due.
+
+        In place: `run_due` may be walking the heap. Of a timer's equal entries, the oldest is the one that counts.
+        """
+        kept: dict[Timer, tuple[int, int, Timer]] = {}
+        for entry in sorted(self._heap, key=_entry_key):
+            if entry[2].deadline == entry[0]:
+                kept.setdefault(entry[2], entry)
+        self._heap[:] = kept.values()  # sorted, so a heap
+        self._limit = max(_ROOMY, 2 * len(self._heap))
 
     def next_deadline(self) -> int | None:
         """When the next armed timer is due; None if none is armed."""
@@ -93,6 +113,10 @@ class Clock:
             _, _, timer = heapq.heappop(self._heap)
             timer.fire()
             fired += 1
+
+
+def _entry_key(entry: tuple[int, int, Timer]) -> tuple[int, int]:
+    return entry[:2]
 
 
 class HostClock(Clock):

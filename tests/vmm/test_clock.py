@@ -80,3 +80,20 @@ def test_stopped_host_clock_stands_still():
     clock.resume()
     assert clock.now() >= at
     assert clock.host_deadline(clock.now()) > 0
+
+
+def test_a_timer_armed_anew_for_ever_takes_no_room_and_the_others_keep_their_turns():
+    clock = VirtualClock()
+    fired = []
+    others = [clock.timer(f"other{i}", lambda i=i: fired.append(i)) for i in range(100)]
+    for i, timer in enumerate(others):
+        timer.arm(1_000 + i // 10)
+    restless = clock.timer("restless", lambda: fired.append("restless"))
+    for i in range(10_000):
+        restless.arm(5_000_000 + i)
+        if i % 2:
+            restless.cancel()
+    restless.arm(1_004)
+    assert len(clock._heap) < 500
+    clock.set(2_000)
+    assert fired == [*range(50), "restless", *range(50, 100)]
