@@ -28,7 +28,27 @@ DEVICES = {
     "e0": ("edu", {"driver": "edu", "id": "e0", "addr": "4"}),
     "v0": ("vfio-pci (irqfd, resample)", {"driver": "vfio-pci", "id": "v0", "x-host-object": "h0", "addr": "5"}),
 }
-ROAD_ENDS = "intx_ack"
+TRACED_AS = {"e0": "e0", "v0": "h0"}
+"""Behind vfio-pci it is the host's device that interrupts."""
+STATIONS: dict[str, str | tuple[str, str]] = {
+    "pci_set_intx": ("{device} raises INTx", "{device} lowers INTx: the guest acknowledged"),
+    "vfio_intx_interrupt": "VFIO masks {device} and signals the trigger eventfd",
+    "kvm_irqfd_inject": "irqfd asserts GSI {gsi}",
+    "kvm_set_irq": ("irq source {source} of GSI {gsi} is high", "irq source {source} of GSI {gsi} is low"),
+    "pic_set_irq": ("PIC pin {pin} is high", "PIC pin {pin} is low"),
+    "ioapic_set_irq": ("IOAPIC pin {pin} is high", "IOAPIC pin {pin} is low"),
+    "apic_deliver_irq": "message for CPU {dest}: vector {vector_num:#x}",
+    "apic_accept_irq": "IRR of CPU {cpu}: vector {vector:#x}",
+    "ioapic_set_remote_irr": "remote IRR of pin {pin} set",
+    "cpu_takes_interrupt": "CPU {cpu} takes vector {vector:#x}",
+    "apic_acknowledge": "IRR to ISR: vector {vector:#x}",
+    "apic_eoi": "EOI of vector {vector:#x}",
+    "ioapic_eoi_broadcast": "the EOI reaches the IOAPIC",
+    "kvm_ack_irq": "ack notifiers of GSI {gsi}",
+    "kvm_resample": "resampler of GSI {gsi} signals {members} resamplefd",
+    "vfio_intx_unmask": "VFIO unmasks {device}",
+    "ioapic_clear_remote_irr": "remote IRR of pin {pin} clear: the next one may come",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     with tempfile.TemporaryDirectory(prefix="vintx-demo-") as folder:
         trace = arguments.trace or Path(folder) / "trace.jsonl"
-        return asyncio.run(_demo(arguments.n, trace, Console(highlight=False)))
+        return asyncio.run(_demo(arguments.n, trace, Console(highlight=False, soft_wrap=True)))
 
 
 async def _ledger(vm: MachineProcess) -> list[Row]:
@@ -81,7 +101,7 @@ async def _demo(count: int, trace: Path, console: Console) -> int:
                 if not chips["ioapics"][0]["irr"] >> pin & 1:
                     faults.append(f"pin {pin} is not high")
                 console.print(f"{name}: {title} in slot {slot}, pin {pin}: {match[1]} interrupts, line left high")
-                roads[name] = _road(trace, pin)
+                roads[name] = _road(trace, TRACED_AS[name])
             for name, (title, _) in DEVICES.items():
                 progress.update(step, description=f"{title}: unplug with its line high")
                 await vm.qmp("device_del", id=name)
@@ -96,35 +116,35 @@ async def _demo(count: int, trace: Path, console: Console) -> int:
         _print_road(console, name, DEVICES[name][0], road, verdicts[name])
     if high:
         verdicts["v0"].append(f"pins left high: {high:#x}")
-    console.print(f"\nledger before and after: {len(before)} and {len(after)} rows", style="bold")
+    took = time.perf_counter() - began
+    console.print(f"\nledger before and after: {len(before)} and {len(after)} rows; {took:.1f} s in all", style="bold")
     for name, (title, _) in DEVICES.items():
         held = f"{count} of {count} interrupts, none spurious; unplugged with its line high; nothing left behind"
         console.print(f"{name} ({title}): " + ("OK: " + held if not verdicts[name] else "; ".join(verdicts[name])))
-    console.print(f"{time.perf_counter() - began:.1f} s")
     others = [text for name, texts in verdicts.items() if name not in DEVICES for text in texts]
     for text in others:
         console.print(text)
     return int(any(verdicts.values()))
 
 
-def _road(trace: Path, pin: int) -> list[dict[str, Any]]:
-    """The events of one interrupt on a pin, from the device's level to the end of its EOI: the last whole one."""
-    events: list[dict[str, Any]] = []
-    last: list[dict[str, Any]] = []
+def _road(trace: Path, device: str) -> list[dict[str, Any]]:
+    """The events of one interrupt, from the device's rise to the last one before its next rise.
+
+    Of all of them the one in the middle: the guest is in its stride, and nothing else went on.
+    """
+    roads: list[list[dict[str, Any]]] = []
     with trace.open(encoding="utf-8") as stream:
         for text in stream:
             if not text.endswith("\n"):
                 break  # being written
             event = json.loads(text)
-            if event["event"] == "ioapic_set_irq" and event.get("pin") == pin and event.get("level"):
-                # Steps before the pin (eventfd, irqfd) belong to it.
-                events = [e for e in events[-4:] if e["event"].startswith(("vfio", "eventfd", "irqfd", "kvm", "edu"))]
-            events.append(event)
-            if event["event"] == "ioapic_set_irq" and event.get("pin") == pin and not event.get("level"):
-                if len(events) < 40:
-                    last = events
-                events = []
-    return last
+            if event["event"] == "pci_set_intx" and event["device"] == device and event["level"]:
+                if not event["disabled"]:
+                    roads.append([])
+                    roads[-1].append(event)
+            elif roads and event["event"] in STATIONS:
+                roads[-1].append(event)
+    return roads[len(roads) // 2] if roads else []
 
 
 def _print_road(console: Console, name: str, title: str, road: list[dict[str, Any]], faults: list[str]) -> None:
@@ -134,5 +154,11 @@ def _print_road(console: Console, name: str, title: str, road: list[dict[str, An
     console.print(f"\nthe road of one interrupt of {name} ({title}):", style="bold")
     start = road[0]["t"]
     for event in road:
-        fields = " ".join(f"{k}={v}" for k, v in event.items() if k not in ("t", "n", "event"))
-        console.print(f"  {(event['t'] - start) / 1000:9.1f} µs  {event['event']:<28} {fields}", markup=False)
+        what = STATIONS[event["event"]]
+        fields = {k: int(v) if isinstance(v, bool) else v for k, v in event.items()}
+        text = what[not event.get("level", True)] if isinstance(what, tuple) else what
+        console.print(
+            f"  {(event['t'] - start) / 1000:7.1f} µs  {event['event']:<24} {text.format(**fields)}",
+            markup=False,
+            soft_wrap=True,
+        )
