@@ -154,14 +154,22 @@ class KvmLive(KvmOps):
     def access(self, write: bool, address: int, size: int, value: int = 0, cpu: int = 0) -> Any:
         name = f"{'write' if write else 'read'}{8 * size}"
         answer = self.guest.call(self.cpus[cpu], name, address, value & 0xFFFF_FFFF_FFFF_FFFF)
+        if write:
+            self._enter(cpu)
         if isinstance(answer, UserMmio):
             return {"user_mmio": [int(answer.write), f"{answer.address:x}", answer.size]}
         return None if write else answer
 
     def op_wreg(self, register: int, value: int) -> None:
-        # One KVM_RUN a register, not one for both halves of an entry: a host that emulates guest code looks at what an
-        # entry write asks of the CPUs only when it next begins to run.
         self.guest.call(self.cpus[0], "wreg", register, value & 0xFFFF_FFFF)
+        self._enter(0)
+
+    def _enter(self, cpu: int) -> None:
+        """Run the guest once more, for nothing. With hardware virtualisation it is entered anew after each access, and
+        then looks at what the access asks of its CPU (KVM_REQ_SCAN_IOAPIC). A host that emulates guest code goes on
+        with it, and would look only at its next run, when a recording may already have changed the routes.
+        """
+        self.guest.call(self.cpus[cpu], "ready")
 
     def _lapic_write(self, cpu: int, register: int, value: int) -> None:
         self.access(True, LAPIC_BASE + register, 4, value, cpu)
