@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vmm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 Leaf = tuple[int, int, int, int]
 
@@ -170,12 +170,12 @@ class CpuModel:
             b, d, c = (int.from_bytes(self._vendor[i : i + 4].encode(), "little") for i in (0, 4, 8))
         return a, b, c, d
 
-    def missing(self, native: Mapping[int, Leaf]) -> list[str]:
+    def missing(self, native: Callable[[int], Leaf]) -> list[str]:
         """QEMU's warnings for features that were asked for and that the engine has not."""
         rows = []
         for name in self._wanted:
             feature = FEATURES[name]
-            if not native.get(feature.leaf, (0, 0, 0, 0))[feature.register] >> feature.bit & 1:
+            if not native(feature.leaf)[feature.register] >> feature.bit & 1:
                 register = ("EAX", "EBX", "ECX", "EDX")[feature.register]
                 rows.append(
                     "TCG doesn't support requested feature: "

@@ -162,6 +162,7 @@ class PcMachine(Machine):
             self.engine = engine
             self.holdings.hold("engine", engine.name, engine.close)
             tsc_hz = round(engine.tsc_hz)
+            self.warnings += model.missing(lambda leaf: engine.cpuid_table.get(leaf, 0, osxsave=True))
         elif self.config.accel == "qtest":
             from vmm.cpu.none import NoneEngine
 

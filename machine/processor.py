@@ -49,13 +49,10 @@ class Processor:
     def interrupt_changed(self) -> None:
         """The injectable vector may have changed: arm the engine anew. An ExtINT goes first, as in KVM."""
         lapic = self.lapic
-        vector = None
-        if self._pic.high and lapic.accept_pic_intr:
-            vector = self._pic.peek()
-        from_pic = vector is not None
+        vector = self._pic.peek() if self._pic.high and lapic.accept_pic_intr else None
+        self._from_pic = vector is not None
         if vector is None:
-            vector = lapic.pending_vector()
-        self._from_pic = from_pic
+            vector = lapic.pending
         if vector != self._armed:
             self._armed = vector
             self.vcpu.set_interrupt(vector)
@@ -67,11 +64,13 @@ class Processor:
         self._armed = None
         if self._trace.on:
             self._trace.emit(CpuTakesInterrupt(self.vcpu.index, vector, self._from_pic))
+        lapic = self.lapic
         if self._from_pic:
             self._pic.intack()
         else:
-            self.lapic.acknowledge(vector)
-        self.interrupt_changed()
+            lapic.acknowledge(vector)
+        if self._pic.high or lapic.pending != self._armed:  # else the local APIC has told us already
+            self.interrupt_changed()
 
     def nmi(self) -> None:
         self.vcpu.nmi()
