@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from qemu.qmp import ExecuteError
 
 import guest_images as g
-from devices.ioapic import IOREDTBL, LEVEL, MASKED
 from machine.machine import Machine, MachineConfig, RunState
-from support.endurance import EDU, FULL, ROADS, arguments, held, plug, size
+from support.endurance import EDU, FULL, ROADS, arguments, held, plug, set_mask, size
 from vmm.chardev import MemoryBackend
 from vmm.pytest_plugin import Guest
 from vmm.trace import Recording
@@ -113,18 +112,11 @@ class Stress:
         with contextlib.suppress(ExecuteError):
             self.guest.qmp("device_del", id=f"s{slot}")
 
-    def mask(self, pin, masked=True):
-        """As another CPU would: the index register is left as the guest had it."""
-        chip = self.machine.ioapic
-        if chip.redir[pin] & LEVEL and bool(chip.redir[pin] & MASKED) != masked:
-            index = chip.ioregsel
-            chip.mmio_write(0, 4, IOREDTBL + 2 * pin)
-            chip.mmio_write(16, 4, chip.redir[pin] & 0xFFFF_FFFF ^ MASKED)
-            chip.mmio_write(0, 4, index)
-            self.machine.executor.drain()
+    def mask(self, pin):
+        set_mask(self.machine, pin, True)
 
     def unmask(self, pin):
-        self.mask(pin, False)
+        set_mask(self.machine, pin, False)
 
     def reset(self, how):
         reset(self.guest, how)

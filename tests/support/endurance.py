@@ -7,6 +7,8 @@ import os
 from collections import Counter
 from pathlib import Path
 
+from devices.ioapic import IOREDTBL, LEVEL, MASKED
+
 FULL = os.environ.get("VINTX_FULL") == "1"
 """The long forms, as `make endurance` runs them."""
 EDU, IRQFD, FORWARDED = "edu", "vfio-pci", "vfio-pci,x-no-kvm-intx=on"
@@ -37,6 +39,17 @@ def arguments(road, id, slot):
         return {"driver": "edu", "id": id, "addr": f"{slot:#x}"}
     more = {"x-no-kvm-intx": True} if road == FORWARDED else {}
     return {"driver": "vfio-pci", "id": id, "addr": f"{slot:#x}", "x-host-object": f"{id}-host", **more}
+
+
+def set_mask(machine, pin, masked):
+    """Mask or unmask a level pin of the I/O APIC as another CPU would: the index register stays as the guest had it."""
+    chip = machine.ioapic
+    if chip.redir[pin] & LEVEL and bool(chip.redir[pin] & MASKED) != masked:
+        index = chip.ioregsel
+        chip.mmio_write(0, 4, IOREDTBL + 2 * pin)
+        chip.mmio_write(16, 4, chip.redir[pin] & 0xFFFF_FFFF ^ MASKED)
+        chip.mmio_write(0, 4, index)
+        machine.executor.drain()
 
 
 def held(machine):
