@@ -94,7 +94,8 @@ class QemuIoApic(IoApic):
             sources[pin] |= 1 << source
             if entry & LEVEL:
                 self.irr |= bit
-                ret = -1 if entry & (REMOTE_IRR | MASKED) else self.service(pin)
+                # A masked pin starts a pass, too: other pins' ExtINT entries fetch a vector in it.
+                ret = -1 if entry & REMOTE_IRR else self.service(pin)
             elif entry & MASKED:
                 # Ref: 82093AA, 3.2.4, bit 16: edges on a masked pin are ignored.
                 ret = -1
