@@ -264,6 +264,39 @@ def write_words(guest: Guest, **values: int) -> None:
         assert msr.write(guest.cpu, getattr(msr, name.upper()), value)
 
 
+@pytest.mark.parametrize(
+    ("iopl", "allowed", "expected"),
+    [
+        (3, (), [0x20, 0x3F8]),
+        (0, (), []),
+        (0, (0x20,), [0x20]),
+        (0, (0x20, 0x3F8, 0x3F9, 0x3FA), [0x20]),
+        (0, (0x20, 0x3F8, 0x3F9, 0x3FA, 0x3FB), [0x20, 0x3F8]),
+    ],
+)
+def test_user_mode_io_needs_iopl_or_the_bitmap_of_the_tss(
+    guest: Guest, iopl: int, allowed: tuple[int, ...], expected: list[int]
+) -> None:
+    kernel = guest.start("syscall64", rcx=0).labels["kernel"]
+    guest.place("userout64")
+    bitmap = bytearray(b"\xff" * 0x81)
+    for port in allowed:
+        bitmap[port >> 3] &= ~(1 << (port & 7))
+    guest.ram[0x9100 + 0x66 : 0x9100 + 0x68] = (0x68).to_bytes(2, "little")
+    guest.ram[0x9100 + 0x68 : 0x9100 + 0x68 + len(bitmap)] = bitmap
+    state = guest.cpu.registers()
+    state.segments["tr"] = Segment(0x40, 0x9100, 0x68 + len(bitmap) - 1, 0x8B00)
+    guest.cpu.set_registers(state)
+    guest.ram[0x100A:0x100E] = (0x202 | iopl << 12).to_bytes(4, "little")  # the RFLAGS that SYSRET loads
+    guest.engine.invalidate(0x1000, 0x20)
+    write_words(guest, star=0x0020_0008 << 32, lstar=kernel)
+    assert guest.run() is ExitReason.HALT
+    assert [port for port, _ in guest.outs(0x20, 0x3F8)] == expected
+    if len(expected) < 2:
+        assert guest.fault is not None
+        assert guest.fault[:2] == (GP, 0)
+
+
 def test_syscall_of_compatibility_mode_enters_at_cstar(guest: Guest) -> None:
     kernel = guest.place("syscall64").labels["kernel"]
     guest.start("compat32")

@@ -437,6 +437,19 @@ b901040000             | mov ecx, 0x401
 0f23f9                 | mov dr7, rcx
 e620                   | out 0x20, al
 ffe0                   | jmp rax
+
+== userout64 64 0x1100
+e620                   | out 0x20, al
+66baf803               | mov dx, 0x3f8
+ef                     | out dx, eax
+0f05                   | syscall
+
+== leaky64 64 0x1000
+b903000000             | mov ecx, 3
+e8f6ef0300             | 1:  call 0x40000
+ffc9                   | dec ecx
+75f7                   | jnz 1b
+f4                     | hlt
 """
 
 

@@ -114,16 +114,20 @@ class UnicornEngine:
         library, uc = self.library, self.uc
         handlers = ExitHandlers(self)
         self._kept.append(handlers)
-        exit_handler = self._keep(ExitHandler(handlers.dispatch))
-        self._control = thunk.control_block(library, uc, self.cs, self.env, exit_handler)
+        python = (
+            self._keep(ExitHandler(handlers.dispatch)),
+            self._keep(PortRead(self._port_read())),
+            self._keep(PortWrite(self._port_write())),
+        )
+        self._control = thunk.control_block(library, uc, self.cs, self.env, python)
         self.control = self._control.bytes
         self.control_words = self._control.words
         block, entry = self._control.address, self._control.entry
         # The library ends its walk of the hooks of instructions after SYSCALL's when a stop is pending: SYSCALL first.
         for instruction, routine in (
             (at.INS_SYSCALL, entry("syscall_entry")),
-            (at.INS_IN, self._keep(PortRead(self._port_read()))),
-            (at.INS_OUT, self._keep(PortWrite(self._port_write()))),
+            (at.INS_IN, entry("port_in")),
+            (at.INS_OUT, entry("port_out")),
         ):
             out = ctypes.c_size_t()
             status = library.uc_hook_insn_add(uc, ctypes.byref(out), at.HOOK_INSN, routine, block, 1, 0, instruction)

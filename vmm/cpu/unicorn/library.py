@@ -42,6 +42,10 @@ _INTERNAL: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "cpu_exec_x86_64": (c_int, (c_void_p, c_void_p)),
     "do_interrupt_x86_hardirq_x86_64": (None, (c_void_p, c_int, c_int)),
     "cpu_ldub_code_x86_64": (c_uint32, (c_void_p, c_uint64)),
+    "gen_intermediate_code_x86_64": (None, (c_void_p, c_void_p, c_int)),
+    "helper_check_iob_x86_64": (None, (c_void_p, c_uint32)),
+    "helper_check_iow_x86_64": (None, (c_void_p, c_uint32)),
+    "helper_check_iol_x86_64": (None, (c_void_p, c_uint32)),
     "raise_exception_err_x86_64": (None, (c_void_p, c_int, c_int)),
     "tb_gen_code_x86_64": (None, ()),  # only looked at
     "tb_invalidate_phys_page_fast_x86_64": (None, ()),

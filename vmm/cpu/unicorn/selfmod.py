@@ -7,8 +7,11 @@ once its entry has lost the mark (stale code runs), and all stores to executable
 without NX stores 15 times slower).
 
 Two calls inside the library go through its procedure linkage table; their slots there are redirected to routines of
-`thunk` that apply QEMU's rule. That holds for the whole process, so the routines leave every other user of the
-library alone: they act for engines with `no_exit_request` set only, which is ours.
+`thunk` that apply QEMU's rule. A third one is redirected to keep translation blocks short: the translator overruns its
+temporaries when some hundred instructions in a row leak one each, and a guest could arrange for that.
+
+All this holds for the whole process, so the routines leave every other user of the library alone: they act for engines
+with `no_exit_request` set only, which is ours.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 _INVALIDATE_CALL: Final = ("tlb_set_dirty_x86_64", 0x2C8)
 """The call of tb_invalidate_phys_page_fast in notdirty_write, counted from the function before it."""
 _PROTECT_CALL: Final = ("tb_gen_code_x86_64", 0x5C8)
+_TRANSLATE_CALL: Final = ("tb_gen_code_x86_64", 0x123)
 _BEFORE: Final = bytes.fromhex("4c8b5c2410 4c8b442408 4489f1 498bbfa8810000 4989c5 4889c6 4c89da")
 _AFTER: Final = bytes.fromhex("4c89ef")
 _COMPARES: Final = bytes.fromhex("48837d08ff 4c8b4c2418")
@@ -36,7 +40,7 @@ _COMPARES: Final = bytes.fromhex("48837d08ff 4c8b4c2418")
 
 @functools.cache
 def install(library: Library) -> None:
-    """Redirect the two calls, once. EngineRefused if the machine code is not the expected one."""
+    """Redirect the three calls, once. EngineRefused if the machine code is not the expected one."""
     function, offset = _INVALIDATE_CALL
     call = library.address(function) + offset
     before = ctypes.string_at(call - len(_BEFORE), len(_BEFORE))
@@ -46,9 +50,13 @@ def install(library: Library) -> None:
         raise EngineRefused("unicorn", "notdirty_write is not the machine code that is expected", REMEDY)
     invalidate = _slot(library, call, "tb_invalidate_phys_page_fast_x86_64")
     protect = _slot(library, library.address(_PROTECT_CALL[0]) + _PROTECT_CALL[1], "tlb_protect_code_x86_64")
+    call = library.address(_TRANSLATE_CALL[0]) + _TRANSLATE_CALL[1]
+    translate = _slot(library, call, "gen_intermediate_code_x86_64")
     page = thunk.Page()
     page.quads[thunk.P_INVALIDATE >> 3] = library.address("tb_invalidate_phys_page_fast_x86_64")
     page.quads[thunk.P_FLUSH >> 3] = library.address("tlb_flush_x86_64")
+    page.quads[thunk.P_TRANSLATE >> 3] = library.address("gen_intermediate_code_x86_64")
+    translate.value = page.entry("translate")
     invalidate.value = page.entry("written")
     protect.value = page.entry("first_code")
     _installed.append(page)

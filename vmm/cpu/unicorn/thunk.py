@@ -49,12 +49,18 @@ T_SYSCALLS: Final = 0x78
 T_INTERRUPT: Final = 0x80
 T_VECTOR: Final = 0x88
 """u32: the armed vector."""
-T_SIZE: Final = 0x90
+T_IN: Final = 0x90
+T_OUT: Final = 0x98
+"""The Python callbacks of IN and OUT."""
+T_CHECK_IO: Final = 0xA0
+"""Three functions that look at the I/O bitmap: for 1, 2 and 4 bytes."""
+T_SIZE: Final = 0xC0
 """The code begins here."""
 
 # The block of the page that `selfmod` uses: addresses of the library's own routines.
 P_INVALIDATE: Final = 0x00
 P_FLUSH: Final = 0x08
+P_TRANSLATE: Final = 0x10
 
 # The block of the page that `alarm` uses.
 A_CONTROL: Final = 0x00
@@ -384,7 +390,7 @@ c3                           |     ret
                              | # Let later stores take the fast path if no code is left on the page, and only then.
                              | written:
 80bff207000001               |     cmp byte ptr [rdi+UC_NO_EXIT_REQUEST], 1
-488d0542fbffff               |     lea rax, [rip+run-T_SIZE]
+488d0512fbffff               |     lea rax, [rip+run-T_SIZE]
 7402                         |     je 19f
 ff20                         |     jmp [rax+P_INVALIDATE]
 57                           | 19: push rdi
@@ -438,9 +444,65 @@ c3                           | 23: ret
 80bff207000001               |     cmp byte ptr [rdi+UC_NO_EXIT_REQUEST], 1
 7511                         |     jne 24f
 488bbfb8010000               |     mov rdi, [rdi+UC_CPU]
-488d0579faffff               |     lea rax, [rip+run-T_SIZE]
+488d0549faffff               |     lea rax, [rip+run-T_SIZE]
 ff6008                       |     jmp [rax+P_FLUSH]
 c3                           | 24: ret
+
+0f1f440000                   |     .balign 16
+                             | # translate(cpu, block, limit): 64 instructions at most, however many are asked for.
+                             | # The translator has room for 512 temporaries and does not look; some instructions leak.
+                             | translate:
+488b87a8810000               |     mov rax, [rdi+CS_UC]
+80b8f207000001               |     cmp byte ptr [rax+UC_NO_EXIT_REQUEST], 1
+488d052bfaffff               |     lea rax, [rip+run-T_SIZE]
+750a                         |     jne 28f
+b940000000                   |     mov ecx, 64
+39ca                         |     cmp edx, ecx
+0f47d1                       |     cmova edx, ecx
+ff6010                       | 28: jmp [rax+P_TRANSLATE]
+
+66662e0f1f84000000000090     |     .balign 16
+                             | # port_in(uc, port, size, T), port_out(uc, port, size, value, T): hooks of IN and OUT.
+                             | port_in:
+4989c8                       |     mov r8, rcx
+41b990000000                 |     mov r9d, T_IN
+eb06                         |     jmp 29f
+                             | port_out:
+41b998000000                 |     mov r9d, T_OUT
+498b4010                     | 29: mov rax, [r8+T_ENV]
+448b98b0000000               |     mov r11d, [rax+ENV_HFLAGS]
+41f7c380000000               |     test r11d, HF_PE
+744b                         |     jz 31f
+448b9088000000               |     mov r10d, [rax+ENV_EFLAGS]
+41f7c200000200               |     test r10d, HF_VM
+7511                         |     jnz 30f
+4183e303                     |     and r11d, HF_CPL
+41c1ea0c                     |     shr r10d, 12
+4183e203                     |     and r10d, 3
+4539d3                       |     cmp r11d, r10d
+762a                         |     jbe 31f
+                             | # Not privileged: the bitmap of the TSS decides. #GP leaves through cpu_exec.
+57                           | 30: push rdi
+56                           |     push rsi
+52                           |     push rdx
+51                           |     push rcx
+4150                         |     push r8
+4151                         |     push r9
+4883ec08                     |     sub rsp, 8
+4889c7                       |     mov rdi, rax
+b8a0000000                   |     mov eax, T_CHECK_IO
+d1ea                         |     shr edx, 1
+488d04d0                     |     lea rax, [rax+rdx*8]
+41ff1400                     |     call [r8+rax]
+4883c408                     |     add rsp, 8
+4159                         |     pop r9
+4158                         |     pop r8
+59                           |     pop rcx
+5a                           |     pop rdx
+5e                           |     pop rsi
+5f                           |     pop rdi
+43ff2408                     | 31: jmp [r8+r9]
+
 """
 
 
@@ -484,8 +546,8 @@ class Page:
         return self.address + T_SIZE + LABELS[label]
 
 
-def control_block(library: Library, uc: int, cs: int, env: int, exit_handler: int) -> Page:
-    """The page of one engine, ready to run. `exit_handler`: address of the Python handler of intercepts."""
+def control_block(library: Library, uc: int, cs: int, env: int, handlers: tuple[int, int, int]) -> Page:
+    """The page of one engine, ready to run. `handlers`: addresses of those for intercepts, IN and OUT."""
     page = Page()
     for offset, value in (
         (T_UC, uc),
@@ -493,11 +555,16 @@ def control_block(library: Library, uc: int, cs: int, env: int, exit_handler: in
         (T_ENV, env),
         (T_EXEC, library.address("cpu_exec_x86_64")),
         (T_DELIVER, library.address("x86_cpu_do_interrupt_x86_64")),
-        (T_EXIT, exit_handler),
+        (T_EXIT, handlers[0]),
+        (T_IN, handlers[1]),
+        (T_OUT, handlers[2]),
         (T_RAISE, library.address("raise_exception_err_x86_64")),
         (T_HFLAGS, library.address("x86_update_hflags_x86_64")),
         (T_FLAGS, library.address("helper_read_eflags_x86_64")),
         (T_CODE, library.address("cpu_ldub_code_x86_64")),
+        (T_CHECK_IO, library.address("helper_check_iob_x86_64")),
+        (T_CHECK_IO + 8, library.address("helper_check_iow_x86_64")),
+        (T_CHECK_IO + 16, library.address("helper_check_iol_x86_64")),
         (T_INTERRUPT, library.address("do_interrupt_x86_hardirq_x86_64")),
     ):
         page.quads[offset >> 3] = value
