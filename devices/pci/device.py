@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from devices.device import Device, Property
 from devices.pci import config as cfg
 from devices.pci.bus import function_of, pirq_of, slot_of
-from devices.pci.info import UNMAPPED, PciDeviceInfo, PciRegionInfo
+from devices.pci.info import CLASS_DESCRIPTIONS, UNMAPPED, PciDeviceInfo, PciRegionInfo
 from vmm.errors import ConfigError
 from vmm.trace import Event
 
@@ -132,7 +132,7 @@ class Bar:
     def info(self) -> PciRegionInfo:
         """As `query-pci` shows it."""
         kind = "io" if self.io else "memory"
-        return PciRegionInfo(self.index, kind, self.address, self.region.size, self.prefetchable, self.mem64)
+        return PciRegionInfo(self.index, kind, self.region.size, self.address, self.prefetchable, self.mem64)
 
 
 class PciDevice(Device):
@@ -400,6 +400,7 @@ class PciDevice(Device):
             vendor=get(0, 2),
             device=get(2, 2),
             class_code=get(cfg.CLASS_DEVICE, 2),
+            class_desc=CLASS_DESCRIPTIONS.get(get(cfg.CLASS_DEVICE, 2), ""),
             subsystem_vendor=get(cfg.SUBSYSTEM_VENDOR_ID, 2),
             subsystem=get(cfg.SUBSYSTEM_VENDOR_ID + 2, 2),
             irq=get(cfg.INTERRUPT_LINE, 1),

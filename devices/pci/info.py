@@ -5,8 +5,7 @@ Ref: QEMU qapi/pci.json; `vectors qemu-qmp-transcript.jsonl`, session pc.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 UNMAPPED = -1
 """Address of a BAR that answers nowhere."""
@@ -60,28 +59,70 @@ CLASS_DESCRIPTIONS = {
 """Base class and subclass to QEMU's name for it; classes that are not here have no `desc`."""
 
 
-@dataclass(frozen=True, slots=True)
-class PciRegionInfo:
-    """A BAR (QAPI PciMemoryRegion). `kind` is "io" or "memory"; `address` -1 while it answers nowhere."""
+class PciRegionInfo(NamedTuple):
+    """A BAR. `kind` is `io` or `memory`; `address` is `UNMAPPED` until the guest maps it."""
 
     bar: int
     kind: str
-    address: int
     size: int
+    address: int = UNMAPPED
     prefetch: bool = False
     mem_type_64: bool = False
 
     def as_qmp(self) -> dict[str, Any]:
         """The QAPI type PciMemoryRegion."""
-        reply: dict[str, Any] = {"bar": self.bar, "type": self.kind, "address": self.address, "size": self.size}
+        reply: dict[str, Any] = {}
         if self.kind == "memory":
-            reply |= {"prefetch": self.prefetch, "mem_type_64": self.mem_type_64}
+            reply = {"prefetch": self.prefetch, "mem_type_64": self.mem_type_64}
+        reply.update(bar=self.bar, size=self.size, address=self.address, type=self.kind)
         return reply
 
 
-@dataclass(frozen=True, slots=True)
-class PciDeviceInfo:
-    """A function (QAPI PciDeviceInfo). `irq` is INTERRUPT_LINE, shown only where there is a pin."""
+class PciRangeInfo(NamedTuple):
+    """A window of a bridge, both ends included."""
+
+    base: int
+    limit: int
+
+    def as_qmp(self) -> dict[str, int]:
+        """The QAPI type PciMemoryRange."""
+        return {"base": self.base, "limit": self.limit}
+
+
+class PciBridgeInfo(NamedTuple):
+    """The bus numbers and windows of a PCI-to-PCI bridge, and what is behind it."""
+
+    number: int
+    secondary: int
+    subordinate: int
+    io_range: PciRangeInfo
+    memory_range: PciRangeInfo
+    prefetchable_range: PciRangeInfo
+    devices: tuple[PciDeviceInfo, ...] = ()
+
+    def as_qmp(self) -> dict[str, Any]:
+        """The QAPI type PciBridgeInfo."""
+        reply: dict[str, Any] = {
+            "bus": {
+                "number": self.number,
+                "secondary": self.secondary,
+                "subordinate": self.subordinate,
+                "io_range": self.io_range.as_qmp(),
+                "memory_range": self.memory_range.as_qmp(),
+                "prefetchable_range": self.prefetchable_range.as_qmp(),
+            }
+        }
+        if self.devices:
+            reply["devices"] = [device.as_qmp() for device in self.devices]
+        return reply
+
+
+class PciDeviceInfo(NamedTuple):
+    """One function on a PCI bus.
+
+    `class_code` is base class and subclass (0x0600 for a host bridge); `irq_pin` 0 is none, 1 is INTA#; `irq` is what
+    the guest wrote into INTERRUPT_LINE, shown only where there is a pin.
+    """
 
     bus: int
     slot: int
@@ -89,51 +130,41 @@ class PciDeviceInfo:
     vendor: int
     device: int
     class_code: int
-    subsystem_vendor: int
-    subsystem: int
-    irq: int
-    irq_pin: int
-    qdev_id: str
-    regions: tuple[PciRegionInfo, ...]
-    bridge: None = None
-    """There are no PCI-to-PCI bridges."""
-
-    @property
-    def class_desc(self) -> str:
-        """QEMU's name of the class, or ""."""
-        return CLASS_DESCRIPTIONS.get(self.class_code, "")
+    class_desc: str = ""
+    subsystem_vendor: int | None = None
+    subsystem: int | None = None
+    irq: int = 0
+    irq_pin: int = 0
+    qdev_id: str = ""
+    regions: tuple[PciRegionInfo, ...] = ()
+    bridge: PciBridgeInfo | None = None
 
     def as_qmp(self) -> dict[str, Any]:
         """The QAPI type PciDeviceInfo."""
         class_info: dict[str, Any] = {"class": self.class_code}
         if self.class_desc:
             class_info["desc"] = self.class_desc
-        reply: dict[str, Any] = {
-            "bus": self.bus,
-            "slot": self.slot,
-            "function": self.function,
-            "class_info": class_info,
-            "id": {
-                "device": self.device,
-                "vendor": self.vendor,
-                "subsystem": self.subsystem,
-                "subsystem-vendor": self.subsystem_vendor,
-            },
-            "irq_pin": self.irq_pin,
-            "qdev_id": self.qdev_id,
-            "regions": [region.as_qmp() for region in self.regions],
-        }
+        ids = {"device": self.device, "vendor": self.vendor}
+        if self.subsystem_vendor is not None:
+            ids["subsystem-vendor"] = self.subsystem_vendor
+        if self.subsystem is not None:
+            ids["subsystem"] = self.subsystem
+        reply: dict[str, Any] = {"irq_pin": self.irq_pin, "bus": self.bus}
+        if self.bridge is not None:
+            reply["pci_bridge"] = self.bridge.as_qmp()
+        reply["qdev_id"] = self.qdev_id
         if self.irq_pin:
             reply["irq"] = self.irq
+        reply.update(slot=self.slot, class_info=class_info, id=ids, function=self.function)
+        reply["regions"] = [region.as_qmp() for region in self.regions]
         return reply
 
 
-@dataclass(frozen=True, slots=True)
-class PciInfo:
-    """A root bus with its functions, by address (QAPI PciInfo)."""
+class PciInfo(NamedTuple):
+    """A root bus with its devices (`query-pci`)."""
 
     bus: int
-    devices: tuple[PciDeviceInfo, ...]
+    devices: tuple[PciDeviceInfo, ...] = ()
 
     def as_qmp(self) -> dict[str, Any]:
         """The QAPI type PciInfo."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from devices.pci.info import PciBridgeInfo, PciDeviceInfo, PciInfo, PciRangeInfo, PciRegionInfo
 from support.qmp_target import Client, transcript
 from vmm.qmp.target import (
     CpuInfo,
@@ -15,11 +16,6 @@ from vmm.qmp.target import (
     IrqStatistics,
     LapicInfo,
     LedgerRow,
-    PciBridge,
-    PciBus,
-    PciDevice,
-    PciRange,
-    PciRegion,
     PicInfo,
 )
 
@@ -39,23 +35,25 @@ def recorded(session: str, section: str, command: str) -> Any:
     return json.loads(reply["raw"])["return"]
 
 
-def as_range(window: dict[str, int]) -> PciRange:
-    return PciRange(window["base"], window["limit"])
+def as_range(window: dict[str, int]) -> PciRangeInfo:
+    return PciRangeInfo(window["base"], window["limit"])
 
 
-def as_device(info: dict[str, Any]) -> PciDevice:
+def as_device(info: dict[str, Any]) -> PciDeviceInfo:
     """The dataclass for a function in a recorded `query-pci`."""
     bridge = None
     if "pci_bridge" in info:
         bus = info["pci_bridge"]["bus"]
         windows = (as_range(bus[name]) for name in ("io_range", "memory_range", "prefetchable_range"))
         behind = tuple(map(as_device, info["pci_bridge"].get("devices", ())))
-        bridge = PciBridge(bus["number"], bus["secondary"], bus["subordinate"], *windows, behind)
+        bridge = PciBridgeInfo(bus["number"], bus["secondary"], bus["subordinate"], *windows, behind)
     regions = tuple(
-        PciRegion(r["bar"], r["type"], r["size"], r["address"], r.get("prefetch", False), r.get("mem_type_64", False))
+        PciRegionInfo(
+            r["bar"], r["type"], r["size"], r["address"], r.get("prefetch", False), r.get("mem_type_64", False)
+        )
         for r in info["regions"]
     )
-    return PciDevice(
+    return PciDeviceInfo(
         info["bus"],
         info["slot"],
         info["function"],
@@ -112,14 +110,14 @@ def test_info_pic_shows_a_level_entry_with_its_destination_and_pending_pins(clie
 
 def test_query_pci_gives_back_what_qemu_reported(client: Client) -> None:
     buses = recorded("pc", "query-pci-after", "query-pci")
-    client.target.pci_buses = [PciBus(bus["bus"], tuple(map(as_device, bus["devices"]))) for bus in buses]
+    client.target.pci_buses = [PciInfo(bus["bus"], tuple(map(as_device, bus["devices"]))) for bus in buses]
     (reply,) = client.ask({"execute": "query-pci"})
     assert reply["return"] == buses
 
 
 def test_info_pci_prints_each_function_as_qemu_does(client: Client) -> None:
     buses = recorded("pc", "query-pci-after", "query-pci")
-    client.target.pci_buses = [PciBus(bus["bus"], tuple(map(as_device, bus["devices"]))) for bus in buses]
+    client.target.pci_buses = [PciInfo(bus["bus"], tuple(map(as_device, bus["devices"]))) for bus in buses]
     ours = hmp(client, "info pci").split("  Bus ")
     # Between the two recordings a few functions went away; every one that stayed is printed the same.
     theirs = recorded("pc", "hmp", '"info pci"').split("  Bus ")
@@ -128,8 +126,10 @@ def test_info_pci_prints_each_function_as_qemu_does(client: Client) -> None:
 
 
 def test_info_pci_shows_where_bars_are_mapped(client: Client) -> None:
-    regions = (PciRegion(0, "memory", 0x1000, 0xFEBF0000), PciRegion(1, "io", 0x40, 0xC000))
-    client.target.pci_buses = [PciBus(0, (PciDevice(0, 3, 0, 0x1B36, 5, 0xFF, regions=regions, irq=11, irq_pin=2),))]
+    regions = (PciRegionInfo(0, "memory", 0x1000, 0xFEBF0000), PciRegionInfo(1, "io", 0x40, 0xC000))
+    client.target.pci_buses = [
+        PciInfo(0, (PciDeviceInfo(0, 3, 0, 0x1B36, 5, 0xFF, regions=regions, irq=11, irq_pin=2),))
+    ]
     text = hmp(client, "info pci")
     assert "      IRQ 11, pin B\r\n" in text
     assert "      BAR0: 32 bit memory at 0xfebf0000 [0xfebf0fff].\r\n" in text

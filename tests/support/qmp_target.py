@@ -10,9 +10,10 @@ from vmm.errors import DeviceNotFound, InUse, QmpError
 from vmm.qmp.commands import make_call
 from vmm.qmp.events import Events
 from vmm.qmp.session import Session
-from vmm.qmp.target import CpuInfo, IrqChips, LedgerRow, MachineInfo, PciBus, PropertyInfo, TypeInfo
+from vmm.qmp.target import CpuInfo, IrqChips, LedgerRow, MachineInfo, PropertyInfo, TypeInfo
 
 if TYPE_CHECKING:
+    from devices.pci.info import PciInfo
     from vmm.qmp.command import Call
 
 DATA = Path(__file__).parents[1] / "conformance" / "data"
@@ -43,7 +44,7 @@ class FakeTarget:
         self.properties: dict[str, Any] = {"type": "fake"}
         self.quits = 0
         self.chips = IrqChips()
-        self.pci_buses: list[PciBus] = []
+        self.pci_buses: list[PciInfo] = []
         self.cpu_infos: list[CpuInfo] = []
         self.rows: list[LedgerRow] = []
 
@@ -133,7 +134,7 @@ class FakeTarget:
         types = [TypeInfo("edu", "pci-device"), TypeInfo("pci-device", "device", abstract=True)]
         return [info for info in types if implements in (None, "device", "pci-device") and abstract >= info.abstract]
 
-    def pci(self) -> list[PciBus]:
+    def pci(self) -> list[PciInfo]:
         return self.pci_buses
 
     def irqchips(self) -> IrqChips:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from devices.pci.info import UNMAPPED
 from vmm.errors import VintxError
-from vmm.qmp.target import UNMAPPED, PciDevice, PciRegion, set_bits
+from vmm.qmp.target import set_bits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from devices.pci.info import PciDeviceInfo, PciRegionInfo
     from vmm.qmp.target import IrqChips, MachineTarget
 
     Run = Callable[["Line"], str]
@@ -136,7 +138,7 @@ def format_irq(chips: IrqChips) -> str:
     return "".join(text)
 
 
-def _format_region(region: PciRegion) -> str:
+def _format_region(region: PciRegionInfo) -> str:
     digits = 4
     kind = "I/O"
     if region.kind == "memory":
@@ -148,7 +150,7 @@ def _format_region(region: PciRegion) -> str:
     return f"      BAR{region.bar}: {kind} at 0x{region.address:0{digits}x} [0x{last:0{digits}x}].\n"
 
 
-def _format_pci_device(device: PciDevice) -> list[str]:
+def _format_pci_device(device: PciDeviceInfo) -> list[str]:
     kind = device.class_desc or f"Class {device.class_code:04d}"
     text = [
         f"  Bus {device.bus:2}, device {device.slot:3}, function {device.function}:\n",

@@ -20,7 +20,6 @@ from vmm.qmp.target import (
     LapicInfo,
     LedgerRow,
     MachineInfo,
-    PciBus,
     PicInfo,
     PropertyInfo,
     TypeInfo,
@@ -29,6 +28,7 @@ from vmm.qmp.target import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from devices.pci.info import PciInfo
     from machine.machine import Machine
 
 _LVT_NAMES = {
@@ -158,7 +158,7 @@ class MachineMonitor:
     def qom_list_types(self, implements: str | None, abstract: bool) -> Sequence[TypeInfo]:
         return [TypeInfo(t.name, t.parent, t.abstract) for t in qom.types(implements, abstract)]
 
-    def pci(self) -> Sequence[PciBus]:
+    def pci(self) -> Sequence[PciInfo]:
         return self.machine.query_pci()
 
     def irqchips(self) -> IrqChips:

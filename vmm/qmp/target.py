@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-UNMAPPED = -1
-"""The address of a BAR that the guest has not mapped. Ref: vectors qemu-qmp-transcript.jsonl, `pc`, `query`."""
+    from devices.pci.info import PciInfo
 
 
 class MachineInfo(NamedTuple):
@@ -110,118 +109,6 @@ class TypeInfo(NamedTuple):
         if self.parent:
             reply["parent"] = self.parent
         return reply
-
-
-class PciRegion(NamedTuple):
-    """A BAR. `kind` is `io` or `memory`; `address` is `UNMAPPED` until the guest maps it."""
-
-    bar: int
-    kind: str
-    size: int
-    address: int = UNMAPPED
-    prefetch: bool = False
-    mem_type_64: bool = False
-
-    def as_qmp(self) -> dict[str, Any]:
-        """The QAPI type PciMemoryRegion."""
-        reply: dict[str, Any] = {}
-        if self.kind == "memory":
-            reply = {"prefetch": self.prefetch, "mem_type_64": self.mem_type_64}
-        reply.update(bar=self.bar, size=self.size, address=self.address, type=self.kind)
-        return reply
-
-
-class PciRange(NamedTuple):
-    """A window of a bridge, both ends included."""
-
-    base: int
-    limit: int
-
-    def as_qmp(self) -> dict[str, int]:
-        """The QAPI type PciMemoryRange."""
-        return {"base": self.base, "limit": self.limit}
-
-
-class PciBridge(NamedTuple):
-    """The bus numbers and windows of a PCI-to-PCI bridge, and what is behind it."""
-
-    number: int
-    secondary: int
-    subordinate: int
-    io_range: PciRange
-    memory_range: PciRange
-    prefetchable_range: PciRange
-    devices: tuple[PciDevice, ...] = ()
-
-    def as_qmp(self) -> dict[str, Any]:
-        """The QAPI type PciBridgeInfo."""
-        reply: dict[str, Any] = {
-            "bus": {
-                "number": self.number,
-                "secondary": self.secondary,
-                "subordinate": self.subordinate,
-                "io_range": self.io_range.as_qmp(),
-                "memory_range": self.memory_range.as_qmp(),
-                "prefetchable_range": self.prefetchable_range.as_qmp(),
-            }
-        }
-        if self.devices:
-            reply["devices"] = [device.as_qmp() for device in self.devices]
-        return reply
-
-
-class PciDevice(NamedTuple):
-    """One function on a PCI bus.
-
-    `class_code` is base class and subclass (0x0600 for a host bridge); `irq_pin` 0 is none, 1 is INTA#; `irq` is what
-    the guest wrote into INTERRUPT_LINE, shown only where there is a pin.
-    """
-
-    bus: int
-    slot: int
-    function: int
-    vendor: int
-    device: int
-    class_code: int
-    class_desc: str = ""
-    subsystem_vendor: int | None = None
-    subsystem: int | None = None
-    irq: int = 0
-    irq_pin: int = 0
-    qdev_id: str = ""
-    regions: tuple[PciRegion, ...] = ()
-    bridge: PciBridge | None = None
-
-    def as_qmp(self) -> dict[str, Any]:
-        """The QAPI type PciDeviceInfo."""
-        class_info: dict[str, Any] = {"class": self.class_code}
-        if self.class_desc:
-            class_info["desc"] = self.class_desc
-        ids = {"device": self.device, "vendor": self.vendor}
-        if self.subsystem_vendor is not None:
-            ids["subsystem-vendor"] = self.subsystem_vendor
-        if self.subsystem is not None:
-            ids["subsystem"] = self.subsystem
-        reply: dict[str, Any] = {"irq_pin": self.irq_pin, "bus": self.bus}
-        if self.bridge is not None:
-            reply["pci_bridge"] = self.bridge.as_qmp()
-        reply["qdev_id"] = self.qdev_id
-        if self.irq_pin:
-            reply["irq"] = self.irq
-        reply.update(slot=self.slot, class_info=class_info, id=ids, function=self.function)
-        reply["regions"] = [region.as_qmp() for region in self.regions]
-        return reply
-
-
-class PciBus(NamedTuple):
-    """A root bus with its devices (`query-pci`)."""
-
-    bus: int
-    devices: tuple[PciDevice, ...] = ()
-
-    def as_qmp(self) -> dict[str, Any]:
-        """The QAPI type PciInfo."""
-        return {"bus": self.bus, "devices": [device.as_qmp() for device in self.devices]}
 
 
 class IoapicInfo(NamedTuple):
@@ -423,7 +310,7 @@ class MachineTarget(Protocol):
     def qom_list_types(self, implements: str | None, abstract: bool) -> Sequence[TypeInfo]:
         """The types that are, or derive from, `implements`; abstract ones only if asked for."""
 
-    def pci(self) -> Sequence[PciBus]:
+    def pci(self) -> Sequence[PciInfo]:
         """The root buses."""
 
     def irqchips(self) -> IrqChips:
