@@ -256,6 +256,7 @@ def test_syscall_and_sysret_switch_rings(guest: Guest, program: str, length: int
     assert saved & (CF | IF) == CF | IF
     assert masked == saved & ~(IF | 1 << 10)
     assert (guest.word(SCRATCH + 24), guest.word(SCRATCH + 28)) == (8, 0x10)
+    assert guest.engine.counts == {"exceptions": 0, "syscalls": 1}
 
 
 def write_words(guest: Guest, **values: int) -> None:

@@ -366,6 +366,12 @@ class UnicornEngine:
             self._tsc_hz = self.library.tsc_hz()
         return self._tsc_hz
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many exceptions and SYSCALLs the guest had since the engine was made; they never reach Python."""
+        block = self.control.cast("Q")
+        return {"exceptions": block[thunk.T_EXCEPTIONS >> 3], "syscalls": block[thunk.T_SYSCALLS >> 3]}
+
     # --- end ---
 
     def close(self) -> None:

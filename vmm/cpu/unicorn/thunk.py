@@ -49,6 +49,8 @@ T_SYSCALLS: Final = 0x78
 T_INTERRUPT: Final = 0x80
 T_VECTOR: Final = 0x88
 """u32: the armed vector."""
+T_EXTERNAL: Final = 0x8C
+"""u32: an interrupt is being delivered."""
 T_IN: Final = 0x90
 T_OUT: Final = 0x98
 """The Python callbacks of IN and OUT."""
@@ -114,12 +116,13 @@ c3                           |     ret
                              | # interrupt(uc, number, T): hook of all exceptions and intercepts.
                              | interrupt:
 81fe00010000                 |     cmp esi, EXIT_BASE
-0f82e4000000                 |     jb deliver
+0f8204010000                 |     jb deliver
 53                           |     push rbx
 4154                         |     push r12
 4155                         |     push r13
 4889d3                       |     mov rbx, rdx
 448da600ffffff               |     lea r12d, [rsi-EXIT_BASE]
+c7838c00000000000000         |     mov dword ptr [rbx+T_EXTERNAL], 0
 4183fc64                     |     cmp r12d, SVM_VINTR
 7476                         |     je acknowledge
 4183fc20                     |     cmp r12d, 0x20
@@ -132,7 +135,7 @@ c3                           |     ret
                              | fetch:
 4531ed                       |     xor r13d, r13d
 44896b64                     |     mov dword ptr [rbx+T_REX], r13d
-e87e000000                   | 4:  call ldub
+e88e000000                   | 4:  call ldub
 83f80f                       |     cmp eax, 0x0f
 741b                         |     je 5f
 89c1                         |     mov ecx, eax
@@ -146,14 +149,14 @@ e87e000000                   | 4:  call ldub
 72db                         |     jb 4b
 44896b60                     | 5:  mov [rbx+T_PREFIXES], r13d
 41ffc5                       |     inc r13d
-e852000000                   |     call ldub
+e862000000                   |     call ldub
 894368                       |     mov [rbx+T_OPCODE], eax
 4183fc20                     |     cmp r12d, 0x20
 7310                         |     jae ask
 83f806                       |     cmp eax, 0x06
 740b                         |     je ask
 41ffc5                       |     inc r13d
-e83c000000                   |     call ldub
+e84c000000                   |     call ldub
 89436c                       |     mov [rbx+T_MODRM], eax
                              | ask:
 4489e7                       |     mov edi, r12d
@@ -163,7 +166,7 @@ ff5328                       |     call [rbx+T_EXIT]
 415c                         |     pop r12
 5b                           |     pop rbx
 85c0                         |     test eax, eax
-755a                         |     jnz deliver
+7570                         |     jnz deliver
 c3                           |     ret
                              | # The CPU takes the armed interrupt: accepted, and delivered only then.
                              | acknowledge:
@@ -172,7 +175,9 @@ c3                           |     ret
 488b7b10                     |     mov rdi, [rbx+T_ENV]
 8bb388000000                 |     mov esi, [rbx+T_VECTOR]
 ba01000000                   |     mov edx, 1
+89938c000000                 |     mov [rbx+T_EXTERNAL], edx
 ff9380000000                 |     call [rbx+T_INTERRUPT]
+c7838c00000000000000         |     mov dword ptr [rbx+T_EXTERNAL], 0
 415d                         |     pop r13
 415c                         |     pop r12
 5b                           |     pop rbx
@@ -192,7 +197,7 @@ ff5358                       |     call [rbx+T_CODE]
 0fb6c0                       |     movzx eax, al
 c3                           |     ret
 
-90                           |     .balign 16
+0f1f8000000000               |     .balign 16
                              | # Deliver the exception of CPUState to the guest. rdx = T
                              | deliver:
 53                           |     push rbx
@@ -202,7 +207,7 @@ c3                           |     ret
 83a3b0000000f7               |     and dword ptr [rbx+ENV_HFLAGS], ~HF_INHIBIT_IRQ
 48ff4270                     |     inc qword ptr [rdx+T_EXCEPTIONS]
 83bb0c15000000               |     cmp dword ptr [rbx+ENV_IS_INT], 0
-754c                         |     jne 8f
+756e                         |     jne 8f
 8b4250                       |     mov eax, [rdx+T_RF]
 f68350150000ff               |     test byte ptr [rbx+ENV_DR7], 0xff
 7403                         |     jz 9f
@@ -212,17 +217,25 @@ f68350150000ff               |     test byte ptr [rbx+ENV_DR7], 0xff
 818b8800000000000100         |     or dword ptr [rbx+ENV_EFLAGS], RF
                              | # In long mode the library names a bad gate by 16 times its vector; it is 8 times.
 f783b000000000400000         | 25: test dword ptr [rbx+ENV_HFLAGS], HF_LMA
-743b                         |     jz 10f
+7420                         |     jz 33f
 8b8308150000                 |     mov eax, [rbx+ENV_ERROR_CODE]
 83f90e                       |     cmp ecx, 14
-7430                         |     je 10f
+7415                         |     je 33f
 a802                         |     test al, 2
-742c                         |     jz 10f
+7411                         |     jz 33f
 89c6                         |     mov esi, eax
 83e607                       |     and esi, 7
 c1e804                       |     shr eax, 4
 8d04c6                       |     lea eax, [rsi+rax*8]
 898308150000                 |     mov [rbx+ENV_ERROR_CODE], eax
+                             | # A fault in the delivery of an interrupt has EXT set in its error code.
+83ba8c00000000               | 33: cmp dword ptr [rdx+T_EXTERNAL], 0
+7434                         |     je 10f
+c7828c00000000000000         |     mov dword ptr [rdx+T_EXTERNAL], 0
+8d41f6                       |     lea eax, [rcx-10]
+83f803                       |     cmp eax, 3
+7722                         |     ja 10f
+838b0815000001               |     or dword ptr [rbx+ENV_ERROR_CODE], 1
 eb19                         |     jmp 10f
 b802000000                   | 8:  mov eax, 2
 8d71fd                       |     lea esi, [rcx-3]
@@ -235,7 +248,7 @@ c7830c15000000000000         |     mov dword ptr [rbx+ENV_IS_INT], 0
 5b                           |     pop rbx
 c3                           |     ret
 
-660f1f840000000000           |     .balign 16
+0f1f8000000000               |     .balign 16
                              | # undefined(uc, T): hook of #UD; true: handled. INT1 is none: it is a #DB trap.
                              | undefined:
 53                           |     push rbx
@@ -243,7 +256,7 @@ c3                           |     ret
 4883ec08                     |     sub rsp, 8
 4889f3                       |     mov rbx, rsi
 4531ed                       |     xor r13d, r13d
-e81bffffff                   |     call ldub
+e8f5feffff                   |     call ldub
 3df1000000                   |     cmp eax, 0xf1
 7519                         |     jne 26f
 488b4308                     |     mov rax, [rbx+T_CS]
@@ -251,7 +264,7 @@ c780a081000001000000         |     mov dword ptr [rax+CS_EXCEPTION], 1
 488b4310                     |     mov rax, [rbx+T_ENV]
 48ff8080000000               |     inc qword ptr [rax+ENV_EIP]
 4889da                       | 26: mov rdx, rbx
-e826ffffff                   |     call deliver
+e806ffffff                   |     call deliver
 b801000000                   |     mov eax, 1
 4883c408                     |     add rsp, 8
 415d                         |     pop r13
@@ -390,7 +403,7 @@ c3                           |     ret
                              | # Let later stores take the fast path if no code is left on the page, and only then.
                              | written:
 80bff207000001               |     cmp byte ptr [rdi+UC_NO_EXIT_REQUEST], 1
-488d0512fbffff               |     lea rax, [rip+run-T_SIZE]
+488d05d2faffff               |     lea rax, [rip+run-T_SIZE]
 7402                         |     je 19f
 ff20                         |     jmp [rax+P_INVALIDATE]
 57                           | 19: push rdi
@@ -444,7 +457,7 @@ c3                           | 23: ret
 80bff207000001               |     cmp byte ptr [rdi+UC_NO_EXIT_REQUEST], 1
 7511                         |     jne 24f
 488bbfb8010000               |     mov rdi, [rdi+UC_CPU]
-488d0549faffff               |     lea rax, [rip+run-T_SIZE]
+488d0509faffff               |     lea rax, [rip+run-T_SIZE]
 ff6008                       |     jmp [rax+P_FLUSH]
 c3                           | 24: ret
 
@@ -454,7 +467,7 @@ c3                           | 24: ret
                              | translate:
 488b87a8810000               |     mov rax, [rdi+CS_UC]
 80b8f207000001               |     cmp byte ptr [rax+UC_NO_EXIT_REQUEST], 1
-488d052bfaffff               |     lea rax, [rip+run-T_SIZE]
+488d05ebf9ffff               |     lea rax, [rip+run-T_SIZE]
 750a                         |     jne 28f
 b940000000                   |     mov ecx, 64
 39ca                         |     cmp edx, ecx
