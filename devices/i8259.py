@@ -298,14 +298,16 @@ class Pic(order.State):
                 self.set_irq(pin, source, False)
 
     def _update(self, chip: PicChip) -> None:
-        master = self.master
+        master, slave = self.master, self.slave
         if self.kvm:
-            if self.slave.pending() >= 0:
+            if not (self.high or master.irr & ~master.imr or slave.irr & ~slave.imr):
+                return  # nothing asks, nothing asked: as ever, once the I/O APIC has taken over
+            if slave.pending() >= 0:
                 # A pulse, so that a slave request that outlives the master's service is seen again.
                 master.set_irq(CASCADE, True)
                 master.set_irq(CASCADE, False)
-        elif chip is self.slave:
-            master.set_irq(CASCADE, self.slave.pending() >= 0)
+        elif chip is slave:
+            master.set_irq(CASCADE, slave.pending() >= 0)
         high = master.pending() >= 0
         if high != self.high:
             self._drive(high)

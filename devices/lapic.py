@@ -42,13 +42,13 @@ class LocalApic(LapicCore):
 
     def read(self, register: int) -> int | None:
         """A 32-bit register by its offset; None if there is none to read."""
+        read = _READ.get(register)
+        if read is not None:
+            return read(self)
         if r.ISR <= register < r.ESR:
             bits = (self.isr, self.tmr, self.irr)[register - r.ISR >> 7]
             return bits >> 2 * (register & 0x70) & 0xFFFF_FFFF
-        if register in self.lvt:
-            return self.lvt[register]
-        read = _READ.get(register)
-        return None if read is None else read(self)
+        return self.lvt.get(register)
 
     def write(self, register: int, value: int) -> bool:
         """Write a 32-bit register by its offset; False if there is none to write."""
@@ -56,13 +56,14 @@ class LocalApic(LapicCore):
             self.trace.emit(ApicRegisterWrite(self.index, register, value))
         if register == r.EOI:
             self.eoi()
+            return True
+        write = _WRITE.get(register)
+        if write is not None:
+            write(self, value)
         elif register in self.lvt:
             self._write_lvt(register, value)
         else:
-            write = _WRITE.get(register)
-            if write is None:
-                return False
-            write(self, value)
+            return False
         return True
 
     def mmio_read(self, offset: int, size: int) -> int:
@@ -150,10 +151,9 @@ class LocalApic(LapicCore):
         ):
             return False
         self.base = value
+        self._base_changed()
         if after == before:
             return True
-        self.hardware_enabled = bool(after & r.BASE_ENABLE)
-        self.x2apic_mode = after == mode
         if self.hardware_enabled:
             self.apic_id = self.index
             self.ldr = self._x2apic_ldr() if self.x2apic_mode else 0
@@ -180,7 +180,8 @@ class LocalApic(LapicCore):
         return max(tpr & 0xF0, irr & 0xF0, isr & 0xF0)
 
     def _write_tpr(self, value: int) -> None:
-        self.tpr = value
+        self._tpr = value & 0xFF
+        self._update()
 
     def _write_ldr(self, value: int) -> None:
         self.ldr = value & 0xFF00_0000

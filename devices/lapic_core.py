@@ -125,6 +125,7 @@ class LapicCore(order.State):
     BOOKKEEPING = (
         "eoi_vectors",
         "hardware_enabled",
+        "page",
         "pending",
         "scan_requested",
         "software_enabled",
@@ -182,11 +183,18 @@ class LapicCore(order.State):
 
     def _power_on(self) -> None:
         self.base = r.DEFAULT_BASE | r.BASE_ENABLE | (0 if self.index else r.BASE_BSP)
-        self.hardware_enabled = True
-        self.x2apic_mode = False
+        self._base_changed()
         self.apic_id = self.index
         self.wait_for_sipi = self.index != 0
         self._clear()
+
+    def _base_changed(self) -> None:
+        """Derive the mode, and where the registers answer, from IA32_APIC_BASE."""
+        self.hardware_enabled = bool(self.base & r.BASE_ENABLE)
+        self.x2apic_mode = self.base & (r.BASE_ENABLE | r.BASE_X2APIC) == r.BASE_ENABLE | r.BASE_X2APIC
+        xapic = self.hardware_enabled and not self.x2apic_mode
+        self.page = self.base >> 12 & 0xF_FFFF_FFFF if xapic else -1
+        """Number of the 4 KiB page at which the registers answer, -1 in x2APIC mode or while disabled."""
 
     def _clear(self) -> None:
         """What INIT resets: everything but ID and mode. Ref: SDM vol. 3, 11.4.7.1 and 11.4.7.3."""
@@ -213,11 +221,6 @@ class LapicCore(order.State):
     def enabled(self) -> bool:
         """The APIC exists for its CPU: IA32_APIC_BASE bit 11, and CPUID.1:EDX.APIC."""
         return self.hardware_enabled
-
-    @property
-    def page(self) -> int:
-        """Number of the 4 KiB page at which the registers answer, -1 in x2APIC mode or while disabled."""
-        return -1 if self.x2apic_mode or not self.hardware_enabled else self.base >> 12 & 0xF_FFFF_FFFF
 
     def pending_vector(self) -> int | None:
         """The vector to inject: highest of IRR, if its class is above that of PPR."""

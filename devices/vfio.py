@@ -335,18 +335,17 @@ class VfioDevice:
         size = self.get_region_info(index).size
         if offset < 0 or count < 0 or offset + count > size:
             raise os_error(errno.EINVAL, f"{self.name}: region {index} has {size:#x} bytes, not {offset:#x}+{count:#x}")
-        if index <= VFIO_PCI_BAR5_REGION_INDEX and not self._decodes(index):
+        if index <= VFIO_PCI_BAR5_REGION_INDEX and not self._decodes(self.bar(index)):
             raise os_error(errno.EIO, f"{self.name}: BAR{index} is not decoded: COMMAND has it disabled")
 
-    def _decodes(self, index: int) -> bool:
-        bar = self.bar(index)
+    def _decodes(self, bar: Bar | None) -> bool:
         need = cfg.COMMAND_IO if bar is not None and bar.io else cfg.COMMAND_MEMORY
         return bool(self.device.config.data[cfg.COMMAND] & need)
 
     def bar_read(self, index: int, offset: int, size: int) -> int:
         """One access of 1, 2, 4 or 8 bytes inside a BAR; all ones while its decoding is off."""
         bar = self.bar(index)
-        if bar is None or not self._decodes(index):
+        if bar is None or not self._decodes(bar):
             return (1 << 8 * size) - 1
         region = bar.region
         if size > region.max_access:
@@ -359,7 +358,7 @@ class VfioDevice:
     def bar_write(self, index: int, offset: int, size: int, value: int) -> None:
         """One access of 1, 2, 4 or 8 bytes inside a BAR; lost while its decoding is off."""
         bar = self.bar(index)
-        if bar is None or not self._decodes(index):
+        if bar is None or not self._decodes(bar):
             return
         region = bar.region
         if size > region.max_access:

@@ -54,19 +54,16 @@ class IoRegion:
 class Mapping:
     """A region at a place in an address space. `close` takes it away; `move` puts it elsewhere."""
 
-    __slots__ = ("base", "priority", "region", "serial", "space")
+    __slots__ = ("base", "end", "priority", "region", "serial", "space")
 
     def __init__(self, space: AddressSpace, region: IoRegion, base: int, priority: int, serial: int) -> None:
         self.space: AddressSpace | None = space
         self.region = region
         self.base = base
+        self.end = base + region.size
+        """First address behind it."""
         self.priority = priority
         self.serial = serial
-
-    @property
-    def end(self) -> int:
-        """First address behind it."""
-        return self.base + self.region.size
 
     def move(self, base: int) -> None:
         """Answer at `base` from now on."""
@@ -77,6 +74,7 @@ class Mapping:
             space._check(self.region, base)
             space._remove(self)
             self.base = base
+            self.end = base + self.region.size
             space._insert(self)
 
     def close(self) -> None:
@@ -137,28 +135,35 @@ class AddressSpace:
             self._large.append(mapping)
             self._large.sort(key=_rank)
             return
-        for page in range(mapping.base >> self._shift, ((mapping.end - 1) >> self._shift) + 1):
-            self._pages[page] = tuple(sorted((*self._pages.get(page, ()), mapping), key=_rank))
+        pages = self._pages
+        alone = (mapping,)
+        for page in self._pages_of(mapping):
+            others = pages.get(page)
+            pages[page] = alone if others is None else tuple(sorted((*others, mapping), key=_rank))
 
     def _remove(self, mapping: Mapping) -> None:
         self._mappings.remove(mapping)
         if mapping.region.size >= _LARGE:
             self._large.remove(mapping)
             return
-        for page in range(mapping.base >> self._shift, ((mapping.end - 1) >> self._shift) + 1):
-            rest = tuple(m for m in self._pages[page] if m is not mapping)
-            if rest:
-                self._pages[page] = rest
+        pages = self._pages
+        for page in self._pages_of(mapping):
+            there = pages[page]
+            if len(there) == 1:
+                del pages[page]
             else:
-                del self._pages[page]
+                pages[page] = tuple(m for m in there if m is not mapping)
+
+    def _pages_of(self, mapping: Mapping) -> range:
+        return range(mapping.base >> self._shift, ((mapping.end - 1) >> self._shift) + 1)
 
     def find(self, address: int) -> Mapping | None:
         """Who answers at `address`."""
         for mapping in self._pages.get(address >> self._shift, ()):
-            if mapping.base <= address < mapping.base + mapping.region.size:
+            if mapping.base <= address < mapping.end:
                 return mapping
         for mapping in self._large:
-            if mapping.base <= address < mapping.base + mapping.region.size:
+            if mapping.base <= address < mapping.end:
                 return mapping
         return None
 
@@ -193,6 +198,9 @@ class AddressSpace:
         self._write_split(address, size, value, region.max_access)
 
     def _another_within(self, address: int, size: int) -> bool:
+        pages = self._pages
+        if not (self._large or address >> self._shift in pages or address + size - 1 >> self._shift in pages):
+            return False
         return any(self.find(address + i) is not None for i in range(1, size))
 
     def _piece(self, address: int, left: int, widest: int) -> int:

@@ -196,7 +196,10 @@ class EventfdCtx(Mortal):
         before = domain.signalling
         domain.signalling = (*before, order.actor)
         self.wake(key)
-        domain.signalling = tuple(task for task in domain.signalling if task != order.actor)
+        if order.hook is None:
+            domain.signalling = before
+        else:  # others may have come and gone meanwhile
+            domain.signalling = tuple(task for task in domain.signalling if task != order.actor)
 
     def wake(self, key: int) -> None:
         """Call the entries in queue order, up to and including the first exclusive one that consumed the event.
