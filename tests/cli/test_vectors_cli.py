@@ -44,6 +44,7 @@ def run(*arguments):
     [
         ("kvm-ioapic.json", "330 sequences, 7803 steps, 0 differ (kvm, "),
         ("kvm-ioapic-smp.json", "36 sequences, 1877 steps, 0 differ (kvm, "),
+        ("kvm-ioapic-fuzz.json", "60 sequences, 1699 steps, 0 differ (kvm, "),
         ("qemu-ioapic.json", "103 sequences, 3142 steps, 0 differ (qemu, "),
     ],
 )

@@ -15,6 +15,7 @@ from vmm.vectors.record import from_seeds, record, record_trace
 
 pytestmark = pytest.mark.kvm
 
+FILES = ("kvm-ioapic.json", "kvm-ioapic-smp.json", "kvm-ioapic-fuzz.json")
 DATA = Path(__file__).parents[1] / "conformance" / "data"
 
 
@@ -24,9 +25,9 @@ def _sequences(name):
 
 def _some():
     """What was written by hand, and each sixth of the random ones."""
-    sequences = _sequences("kvm-ioapic.json")
-    random = [s for s in sequences if s["name"].startswith("rand-")] + _sequences("kvm-ioapic-smp.json")
-    return [s for s in sequences if not s["name"].startswith("rand-")] + random[::6]
+    sequences = [s for name in FILES for s in _sequences(name)]
+    random = [s for s in sequences if "seed" in s]
+    return [s for s in sequences if "seed" not in s] + random[::6]
 
 
 def test_kernel_still_does_what_was_recorded(kvm):

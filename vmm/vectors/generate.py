@@ -11,6 +11,7 @@ import random
 from typing import Any, NamedTuple
 
 from devices.ioapic import DESTINATION_SHIFT, IOAPIC_BASE, IOREDTBL, IOREGSEL, IOWIN, LEVEL, LOGICAL, MASKED, PINS
+from vmm.kernel.irqfd import KVM_IRQFD_FLAG_RESAMPLE
 
 REMOTE_IRR = 1 << 14
 POLARITY = 1 << 13
@@ -54,7 +55,7 @@ class _Generator:
         ops: list[Op] = []
         for n in range(self.pairs):
             ops += [self._new(f"a{n}"), self._new(f"r{n}")]
-            ops.append(self._assign(n, self.random.choice(self.pins)))
+            ops.append(self._assign(n, self.random.choice(self.pins), f"a{n}"))
         for pin in self.pins:
             ops.append(["redir", pin, f"{self._entry():016x}"])
         while len(ops) < self.length:
@@ -105,12 +106,14 @@ class _Generator:
         self.open.add(name)
         return ["efd", name] if self.random.random() < 0.9 else ["efd", name, self.random.choice((1, 3))]
 
-    def _assign(self, n: int, gsi: int) -> Op:
+    def _assign(self, n: int, gsi: int, trigger: str) -> Op:
         r = self.random
-        op: Op = ["irqfd", f"a{n}", gsi]
+        op: Op = ["irqfd", trigger, gsi]
         resample = f"r{r.choice((n, n, n, r.randrange(self.pairs)))}"
+        if r.random() < 0.05:
+            resample = f"a{r.randrange(self.pairs)}"  # a signal that is a trigger in turn
         if r.random() < 0.7 and resample in self.open:
-            op += [2, resample]
+            op += [KVM_IRQFD_FLAG_RESAMPLE, resample]
         return op
 
     def _msi(self) -> tuple[int, int]:
@@ -212,26 +215,36 @@ class _Generator:
     def _eventfd(self) -> Op:
         r = self.random
         n = r.randrange(self.pairs)
-        trigger, resample = f"a{n}", f"r{n}"
+        trigger, resample, twin = f"a{n}", f"r{n}", f"d{n}"
         for name in (trigger, resample):
             if name not in self.open:
                 return self._new(name)
         chance = r.random()
+        if chance > 0.97:
+            # Of a descriptor's twin only the last one to close ends the irqfd.
+            if twin not in self.open:
+                self.open.add(twin)
+                return ["efd_dup", trigger, twin]
+            if r.random() < 0.5:
+                self.open.discard(twin)
+                return ["efd_close", twin]
+            trigger = twin
+            chance = r.random() * 0.9
         if chance < 0.55:
             return ["efd_write", trigger, r.choice((1, 1, 3, 0))]
         if chance < 0.68:
             return ["unassign", trigger, self._gsi()]
         if chance < 0.86:
-            return self._assign(n, self._gsi())
+            return self._assign(n, self._gsi(), trigger)
         if chance < 0.9:
             return ["efd_read", trigger]
         if chance < 0.93:
             return ["efd_write", resample, 1]
-        if chance < 0.97:
+        if chance < 0.96:
             name = r.choice((trigger, trigger, resample))
             self.open.discard(name)
             return ["efd_close", name]
-        return ["unassign", trigger, self._pin(), 2, resample]
+        return ["unassign", trigger, self._pin(), KVM_IRQFD_FLAG_RESAMPLE, resample]
 
 
 def _weights(*parts: tuple[float, str]) -> tuple[tuple[float, str], ...]:
