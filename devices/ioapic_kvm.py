@@ -49,6 +49,12 @@ if TYPE_CHECKING:
 
 RTC_PIN = 8
 
+POINTS = {
+    "ioapic.eoi.before-ack": "kvm_ioapic_update_eoi_one: ioapic->lock dropped, before kvm_notify_acked_irq",
+    "ioapic.eoi.after-ack": "kvm_ioapic_update_eoi_one: the notifiers ran, before ioapic->lock is taken again",
+}
+"""Besides these, each taking of `IoApic.lock` is one."""
+
 
 class KvmIoApic(IoApic):
     """The kernel's I/O APIC. `resample_on_unmask`: the rule of kernels since 6.3 (Linux fef8f2b90edb)."""

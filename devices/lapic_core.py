@@ -38,6 +38,11 @@ if TYPE_CHECKING:
     from vmm.trace import Trace
 
 
+POINTS = {
+    "lapic.accept": "__apic_accept_irq: IRR and TMR change without a lock, under whatever the sender holds",
+}
+
+
 class CpuSignals(Protocol):
     """What a local APIC tells its CPU. All of it may happen during any access; none of it may raise."""
 
