@@ -10,6 +10,8 @@ from devices.ioapic_qemu import QemuIoApic
 from vmm.errors import PropertyError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from devices.apic_bus import ApicBus
     from devices.device import Board
     from devices.ioapic import AckNotifiers, IoApic
@@ -33,10 +35,19 @@ class IoApicDevice(Device):
         self._bus: ApicBus
         self._acks: AckNotifiers | None = None
         self._queue: WorkQueue | None = None
+        self._pic_read_irq: Callable[[], int] | None = None
 
-    def wire(self, bus: ApicBus, acks: AckNotifiers | None = None, queue: WorkQueue | None = None) -> None:
-        """The APIC bus, who hears of EOIs, and the queue that the storm limiter's work runs on."""
+    def wire(
+        self,
+        bus: ApicBus,
+        acks: AckNotifiers | None = None,
+        queue: WorkQueue | None = None,
+        pic_read_irq: Callable[[], int] | None = None,
+    ) -> None:
+        """The APIC bus, who hears of EOIs, the queue that the storm limiter's work runs on, and the 8259 pair's
+        acknowledge cycle, from which QEMU's chip takes the vector of an ExtINT entry."""
         self._bus = bus
+        self._pic_read_irq = pic_read_irq
         self._acks = acks
         self._queue = queue
 
@@ -53,6 +64,8 @@ class IoApicDevice(Device):
                 raise PropertyError("IOAPIC version 0x11 or 0x20 supported", self.driver, "version")
             chip = QemuIoApic(self._bus, board.clock, board.trace, self._acks, self._queue, self.id or self.driver)
             chip.version = 0x20 if version is None else version
+            if self._pic_read_irq is not None:
+                chip.pic_read_irq = self._pic_read_irq
             self.chip = chip
         else:
             raise PropertyError(f"ioapic: personality {personality!r}: use kvm or qemu", self.driver, "personality")

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices import ioapic
+from devices.apic_bus import ApicDeliverIrq
 from devices.ioapic import LEVEL, MASKED, PINS, REMOTE_IRR, IoApicState, IoApicVersion, RedirectionEntry, explain
 from devices.ioapic_device import IoApicDevice
 from tests.support.apic import Chips, FakeAcks
@@ -449,3 +450,14 @@ def test_qemu_device_has_the_version_asked_for(values, version):
 def test_device_with_wrong_property_is_refused(values):
     with pytest.raises(PropertyError):
         make_device(FakeBoard(), **values)
+
+
+def test_qemu_device_takes_the_vector_of_an_extint_entry_from_the_8259():
+    chips = Chips()
+    device = IoApicDevice(personality="qemu")
+    device.wire(chips.bus, pic_read_irq=lambda: 0x37)
+    device.realize(FakeBoard())
+    chips.watch()
+    device.chip.write_redirection(3, False, 0x743)
+    device.chip.set_irq(3, 0, True)
+    assert [e.vector_num for e in chips.recording.of(ApicDeliverIrq)] == [0x37]
