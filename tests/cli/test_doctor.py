@@ -59,6 +59,19 @@ def test_library_that_kills_the_process_is_a_finding(monkeypatch):
     assert "signal 11" in check.detail
 
 
+def test_kvm_that_kills_the_process_is_a_finding(monkeypatch):
+    monkeypatch.setattr(doctor, "_PROBE", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    found = doctor.check_kvm("/dev/kvm")
+    assert not found.oracle
+    assert found.reason == "run: the probe died with status -11"
+
+
+def test_kvm_that_never_returns_is_a_finding(monkeypatch):
+    monkeypatch.setattr(doctor, "_PROBE", "import signal; signal.pause()")
+    monkeypatch.setattr(doctor, "_LIMIT", 0.05)
+    assert "has not ended" in doctor.check_kvm("/dev/kvm").reason
+
+
 def test_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(doctor, "requires", lambda _: ["no-such-package>=1", "rich>=13", 'pytest>=8; extra == "dev"'])
     missing, rich = doctor.check_packages()

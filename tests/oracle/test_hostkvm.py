@@ -9,6 +9,7 @@ from vmm.kernel.gsi import KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, Route
 from vmm.kernel.hostkvm import HostVm, pinned
 from vmm.kernel.hostkvm_guest import MailboxGuest, UserMmio
 from vmm.kernel.hostkvm_probe import probe
+from vmm.lines import Wire
 
 pytestmark = pytest.mark.kvm
 
@@ -65,6 +66,18 @@ def test_resampling_irqfd_goes_round_the_kernels_loop(rig, eventfds):
     assert os.eventfd_read(resample) == 1
     assert not rig.entry(10) & REMOTE_IRR
     assert rig.cpu.acknowledge() == -1
+
+
+def test_wire_drives_the_kernels_pin(rig):
+    rig.redir(7, 0x8051)
+    wire = Wire("intx")
+    wire.connect(rig.vm.gsi_target(7))
+    holder = wire.hold("device")
+    holder.set(True)
+    assert rig.cpu.acknowledge() == 0x51
+    holder.set(False)
+    rig.eoi()
+    assert not rig.entry(7) & REMOTE_IRR
 
 
 def test_second_irqfd_of_an_eventfd_is_busy(rig, eventfds):

@@ -17,12 +17,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from vmm.kernel.hostkvm import DEFAULT_PATH
-from vmm.kernel.hostkvm_probe import probe
+from vmm.kernel.hostkvm_probe import Probe, ProbeStep
 
 if TYPE_CHECKING:
     import argparse
-
-    from vmm.kernel.hostkvm_probe import Probe
 
 QEMU = "qemu-system-x86_64"
 TOOLS = {
@@ -51,6 +49,13 @@ except EngineRefused as error:
 """
 
 
+_PROBE = """
+import dataclasses, json, sys
+from vmm.kernel.hostkvm_probe import probe
+print(json.dumps(dataclasses.asdict(probe(sys.argv[1]))))
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """One line of the doctor: what was looked for, whether it is there, what was seen, what to do if it is not."""
@@ -72,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     """0 if the default engine works."""
     packages = check_packages()
     engines = [check_unicorn(), Check("qtest", True, "runs nothing; qtest drives the machine (-accel qtest)")]
-    found = probe(arguments.kvm)
+    found = check_kvm(arguments.kvm)
     qemu = check_program(arguments.qemu, "--version", "Debian: apt-get install qemu-system-x86")
     tools = [check_program(name, "--version" if name != "iasl" else "-v", TOOL_HINTS[name]) for name in TOOLS]
     healthy = engines[0].ok and all(package.ok for package in packages)
@@ -116,6 +121,20 @@ def check_unicorn() -> Check:
         return Check("tcg", False, verdict["reason"], verdict["remedy"])
     detail = f"unicorn {version('unicorn')} passes its self-test in {verdict['seconds'] * 1000:.0f} ms (the default)"
     return Check("tcg", True, detail)
+
+
+def check_kvm(path: str) -> Probe:
+    """The probe of a KVM device, in a process of its own: a broken one may never return from KVM_RUN."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROBE, path], capture_output=True, text=True, timeout=_LIMIT, check=False
+        )
+        found: dict[str, Any] = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        return Probe(path, [ProbeStep("run", False, f"the probe has not ended after {_LIMIT:.0f} s")])
+    except ValueError:
+        return Probe(path, [ProbeStep("run", False, f"the probe died with status {done.returncode}")])
+    return Probe(**found | {"steps": [ProbeStep(**step) for step in found["steps"]]})
 
 
 def check_program(program: str, option: str, hint: str) -> Check:

@@ -42,7 +42,7 @@ from vmm.kernel.gsi import (
 from vmm.kernel.irqfd import KVM_IRQFD_FLAG_DEASSIGN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from vmm.kernel.kvm import Irqchip
 
@@ -182,6 +182,10 @@ class HostVm:
     def check_extension(self, capability: int) -> int:
         """KVM_CHECK_EXTENSION."""
         return self.kvm.check_extension(capability)
+
+    def gsi_target(self, gsi: int) -> Callable[[bool], object]:
+        """What a `Wire` of this GSI is connected to: source 0, where the last writer wins."""
+        return functools.partial(self.irq_line, gsi)
 
     def close(self) -> None:
         """Close CPUs, VM and memory. Closing twice is fine."""
