@@ -291,6 +291,13 @@ class Pic(order.State):
             self.trace.emit(PicSetIrq(pin, sources != 0, result))
         return result
 
+    def clear_irq(self, pin: int, source: int) -> bool:
+        """Let a source go if it holds the pin; whether it did. (kvm_clear_irq as posted in July 2012, never merged)"""
+        held = bool(self.irq_states[pin] >> source & 1)
+        if held:
+            self.set_irq(pin, source, False)
+        return held
+
     def clear_source(self, source: int) -> None:
         """A source is gone: lower every pin it holds."""
         for pin, sources in enumerate(self.irq_states):

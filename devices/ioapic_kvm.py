@@ -114,6 +114,23 @@ class KvmIoApic(IoApic):
             self.lock.release()
         return ret
 
+    def clear_irq(self, pin: int, source: int) -> bool:
+        """Let a source go if it holds the pin; whether it did. (kvm_clear_irq as posted in July 2012, never merged)"""
+        if not 0 <= pin < PINS:
+            return False
+        if order.hook is not None:
+            self.lock.acquire()
+        bit = 1 << source
+        held = bool(self.sources[pin] & bit)
+        if held:
+            if self.trace.on:
+                self.trace.emit(IoapicSetIrq(pin, source, False))
+            self.sources[pin] &= ~bit
+            self.drive(pin, self.sources[pin] != 0, False)
+        if order.hook is not None:
+            self.lock.release()
+        return held
+
     def drive(self, pin: int, level: bool, line_status: bool) -> int:
         """The OR of the pin's sources is `level` (again). Lock held. (ioapic_set_irq)"""
         bit = 1 << pin

@@ -1,17 +1,17 @@
-"""What each sequence of the dispute should come to under each rule: written from the thread, before the model was asked.
+"""What each sequence of the dispute should come to under each rule: written from the thread, before asking the model.
 
-The sequences are those that the July 2012 thread on "[PATCH v5 2/4] kvm: KVM_EOIFD, an eventfd for EOIs" argues with, or
-leaves open. This is data, not a copy of what the model does: it was committed before the model was first run against it,
-and a later change of an expectation wants an ADR that says why. `vmm/dispute/page.py` puts the two side by side, and
-docs/dispute.md says who is right where they differ.
+The sequences are those that the July 2012 thread on "[PATCH v5 2/4] kvm: KVM_EOIFD, an eventfd for EOIs" argues with,
+or leaves open. This is data, not a copy of what the model does: it was committed before the model was first run
+against it, and a later change of an expectation wants an ADR that says why. `vmm/dispute/page.py` puts the two side by
+side, and docs/dispute.md says who is right where they differ.
 
 A line of `steps` reads
 
     operation          | result | ids | line | signalled
 
-The state is the one after the operation and all work that it queued. `ids` counts the irq source ids that were given out
-dynamically. `line` names the GSIs that some source holds high, or is `low`. `signalled` names the eventfds to which an EOI
-was reported in this step; `f1/f2` is "one of the two". `-` is "no such thing in this outcome's interface".
+The state is the one after the operation and all work that it queued. `ids` counts the irq source ids that were given
+out dynamically. `line` names the GSIs that some source holds high, or is `low`. `signalled` names the eventfds to which
+an EOI was reported in this step; `f1/f2` is "one of the two".
 
     I+ e1 g            assign e1 as a level irqfd of GSI g         I+ e1 g edge    the same, edge
     I+ e1 g e2         one object with resamplefd e2               I- e1 g         deassign
@@ -20,8 +20,9 @@ was reported in this step; `f1/f2` is "one of the two". `-` is "no such thing in
     SIG e1             write(2) of 1 to it                         EOI g           the guest ends the interrupt of g
     VM                 the last reference to the VM goes
 
-Eventfds are opened by their first mention. Evidence, per outcome: S stated in the thread; E read in the kernel's or QEMU's
-source or commit text; K common knowledge of the kernel, not read again; R reconstructed: v5's text for this is not known.
+Eventfds are opened by their first mention. Evidence, per outcome: S stated in the thread; E read in the kernel's or
+QEMU's source or commit text; K common knowledge of the kernel, not read again; R reconstructed: v5's text for this is
+not known.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Row(NamedTuple):
 ROWS: Final = (
     Row(
         "a",
-        "the thread's counter-example: deassign the irqfd, assign another one, close the eoifd; one source id to give out",
+        "the thread's counter-example: deassign the irqfd, assign another one, close the eoifd; there is one source id",
         "M. S. Tsirkin, 18 Jul 2012: `assign irqfd, assign eoifd, deassign irqfd, assign irqfd2, close eoifd`",
         sources=1,
         outcomes=(
@@ -181,8 +182,8 @@ ROWS: Final = (
             Outcome(
                 (V5, HOLDS),
                 "S",
-                "The irqfd has a new source, the eoifd listens on the old one: the EOI lowers nothing and tells nobody. The "
-                "line is stuck and the device is dead. (That a second eoifd of the same pair is EBUSY is R.)",
+                "The irqfd has a new source, the eoifd listens on the old one: the EOI lowers nothing and tells "
+                "nobody. The line is stuck and the device is dead. (That a second eoifd of the same pair is EBUSY is R.)",
                 """
                 I+ e1 g | ok    | 1 | low |
                 E+ e2 e1| ok    | 1 | low |
@@ -361,8 +362,8 @@ ROWS: Final = (
             Outcome(
                 (HOLDS,),
                 "S",
-                "The close does not reach the irqfd, which lives, and can be fired by whoever else has it, until the eoifd "
-                "goes.",
+                "The close does not reach the irqfd, which lives, and can be fired by whoever else has it, until the "
+                "eoifd goes.",
                 """
                 I+ e1 g | ok    | 1 | low |
                 E+ e2 e1| ok    | 1 | low |
@@ -493,8 +494,8 @@ ROWS: Final = (
             Outcome(
                 (V5, HOLDS),
                 "S",
-                "It pulses the user's source. The eoifd is still registered on the GSI; that it is not told of an EOI that is "
-                "not its own is due to the asserted filter alone (R).",
+                "It pulses the user's source. The eoifd is still registered on the GSI; that it is not told of an EOI "
+                "that is not its own is due to the asserted filter alone (R).",
                 """
                 I+ e1 g      | ok | 1 | low |
                 E+ e2 e1     | ok | 1 | low |
@@ -758,7 +759,7 @@ ROWS: Final = (
             Outcome(
                 (MERGED,),
                 "E",
-                "Closing a resamplefd does nothing: the line is lowered, and an eventfd is signalled that nobody can read.",
+                "Closing a resamplefd does nothing: the line falls, and an eventfd is signalled that nobody can read.",
                 """
                 I+ e1 g e2 | ok | 0 | low |
                 C e2       | ok | 0 | low |
@@ -778,8 +779,8 @@ ROWS: Final = (
             Outcome(
                 (V5, BUSY, REBINDS, HOLDS),
                 "K",
-                "The line is lowered, and an eventfd is signalled that nobody can read. After the irqfd the id is lost until "
-                "the VM goes: no descriptor names the eoifd.",
+                "The line is lowered, and an eventfd is signalled that nobody can read. After the irqfd the id is lost "
+                "until the VM goes: no descriptor names the eoifd.",
                 """
                 I+ e1 g  | ok | 1 | low |
                 E+ e2 e1 | ok | 1 | low |

@@ -62,16 +62,20 @@ class KvmEoifdSignal(Event):
 
 
 class IrqSource(Mortal):
-    """An irq source id with a count of users, and whether it holds its GSI high. (struct _irq_source)"""
+    """An irq source id with a count of users, and whether it holds its GSI high. (struct _irq_source)
 
-    WIRING: ClassVar[tuple[str, ...]] = ("gsi", "gsis", "lock", "source")
+    `clears_irq`: there is no flag, the chip is asked (`kvm_clear_irq`; `asserted` stays False).
+    """
+
+    WIRING: ClassVar[tuple[str, ...]] = ("clears_irq", "gsi", "gsis", "lock", "source")
     VISIBLE: ClassVar[tuple[str, ...]] = ("asserted",)
     BOOKKEEPING: ClassVar[tuple[str, ...]] = ("refs",)
     __slots__ = (*WIRING, *VISIBLE, *BOOKKEEPING)
 
-    def __init__(self, gsis: Gsis, gsi: int) -> None:
+    def __init__(self, gsis: Gsis, gsi: int, clears_irq: bool = False) -> None:
         """OSError EFAULT if all ids are in use."""
         super().__init__()
+        self.clears_irq = clears_irq
         self.gsis = gsis
         self.gsi = gsi
         self.source = gsis.sources.request()
@@ -101,11 +105,13 @@ class IrqSource(Mortal):
         with self.lock:
             self.touch("irqfd_inject")
             if not self.asserted:
-                self.asserted = True
+                self.asserted = not self.clears_irq
                 self.gsis.set_irq(self.source, self.gsi, 1)
 
     def deassert(self) -> bool:
         """Let the GSI go; False if it was not held, so that another's EOI does nothing."""
+        if self.clears_irq:
+            return self.gsis.clear_irq(self.source, self.gsi)
         with self.lock:
             was = self.asserted
             if was:
@@ -272,7 +278,7 @@ class EoiIrqfds(Irqfds):
 
     def new_source(self, gsi: int) -> IrqSource:
         """A source of its own for a level irqfd. OSError EFAULT."""
-        return IrqSource(self.gsis, gsi)
+        return IrqSource(self.gsis, gsi, self.policy.clears_irq)
 
     def bound_to(self, irqfd: LevelIrqfd) -> tuple[Eoifd, ...]:
         """The eoifds that listen to the source of `irqfd`."""
@@ -282,6 +288,10 @@ class EoiIrqfds(Irqfds):
     def naming(self, ctx: EventfdCtx) -> tuple[Eoifd, ...]:
         """The eoifds that were bound to an irqfd of eventfd `ctx`, whether or not it is still there."""
         return tuple(e for e in self.eoifds if e.level_irqfd is ctx)
+
+    def listening(self, gsi: int) -> tuple[Eoifd, ...]:
+        """The eoifds of a GSI."""
+        return tuple(e for e in self.eoifds if e.source is not None and e.source.gsi == gsi)
 
     # KVM_EOIFD
 

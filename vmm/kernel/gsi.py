@@ -305,6 +305,21 @@ class Gsis(State):
                 status = got if status < 0 else status + got
         return status
 
+    def clear_irq(self, source: int, gsi: int) -> bool:
+        """Let a source go at every pin of a GSI, where it holds one; False, and nothing done, where it held none.
+
+        A message holds nothing, nor does a chip without `clear_irq`. (kvm_clear_irq, posted in July 2012)
+        """
+        held = False
+        for route in self.table.by_gsi.get(gsi, ()):
+            if route.kind == KVM_IRQ_ROUTING_IRQCHIP:
+                clear = getattr(self.chips.get(route.chip), "clear_irq", None)
+                if clear is not None and clear(route.pin, source):
+                    held = True
+        if held and self.trace.on:
+            self.trace.emit(KvmSetIrq(gsi, 0, source))
+        return held
+
     def snapshot(self, gsi: int) -> Route | None:
         """What an irqfd caches of its GSI: the route if there is exactly one, else None. (irqfd_update)"""
         routes = self.table.by_gsi.get(gsi, ())

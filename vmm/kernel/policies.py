@@ -3,7 +3,7 @@
 KVM_EOIFD named an irqfd and kept a reference of its irq source id. Deassign or close the irqfd first, and an eoifd is
 left that can never fire again but still holds the id; assign the same eventfd again, and irqfd and eoifd speak of two
 different ids. Each policy is one way out. They are small on purpose: irqfd and eoifd call these hooks, all of them
-with irqfds.lock held, and everything else is the same code.
+with irqfds.lock held, and everything else is the same code. What each comes to: docs/dispute.md.
 
 | `irqfd_policy` | rule |
 |---|---|
@@ -14,17 +14,30 @@ with irqfds.lock held, and everything else is the same code.
 | `assign-rebinds` | such an assign takes the eoifd's source again; another GSI or an edge irqfd is EBUSY |
 | `eoifd-holds-file` | the eoifd holds the irqfd's file: no POLLHUP while it lives |
 | `resample` | merged in 3.8: one object, one assign, one shared source id; nothing to order (no eoifd) |
+
+A rule with an eoifd takes options, `NAME:OPTION=VALUE:...`, as in `eoifd-v5:eoifd-close=deassigns`:
+
+* `eoifd-close`: the last close of an eoifd `deassigns` it, as the thread says, or is `ignored` until the VM goes, as was
+  said of version 5 when 6 was posted. The default is `ignored` for `eoifd-v5`, `deassigns` for the others.
+* `deassert`: how an EOI knows that the line was ours. By an `asserted-flag` of the source (patch 2 of version 5, the
+  default), or `clear-irq`, the old value of the source's bit at the chip (`kvm_clear_irq`, patches 3 and 4).
+* `edge-on-gsi`, of `assign-busy`: an edge irqfd on the GSI of a bound pair is `allowed` (default) or `refused`.
+
+The quotations below are of the thread under "[PATCH v5 2/4] kvm: KVM_EOIFD, an eventfd for EOIs", 16 to 18 July 2012.
 """
 
 from __future__ import annotations
 
 import errno
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 from vmm.errors import ConfigError
 from vmm.kernel.files import os_error
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vmm.kernel.eoifd import EoiIrqfds, LevelIrqfd
     from vmm.kernel.files import EventfdCtx
 
@@ -32,15 +45,37 @@ DEFAULT_POLICY = "resample"
 
 
 class Policy:
-    """As posted in version 5: nothing that happens to an irqfd concerns its eoifds."""
+    """A rule: hooks that do nothing, and the options. `eoifd_close`: `deassigns` or `ignored`; `deassert`:
+    `asserted-flag` or `clear-irq`. ConfigError for another value.
+    """
 
-    name: ClassVar[str] = "eoifd-v5"
-    notices_close: ClassVar[bool] = True
-    """The last close of an eoifd's eventfd removes it (the POLLHUP machinery of version 6)."""
+    name: ClassVar[str]
+    options: ClassVar[dict[str, tuple[str, ...]]] = {
+        "eoifd-close": ("deassigns", "ignored"),
+        "deassert": ("asserted-flag", "clear-irq"),
+    }
+    """What may be chosen, the default first."""
     holds_file: ClassVar[bool] = False
     """An eoifd holds a reference of the file of its irqfd's eventfd, not only of the context."""
     source_first: ClassVar[bool] = True
     """Assign takes a source id before it looks at its descriptors, as version 5 did."""
+
+    def __init__(self, chosen: Mapping[str, str] = MappingProxyType({})) -> None:
+        self.chosen = {name: chosen.get(name, values[0]) for name, values in self.options.items()}
+        for name, value in chosen.items():
+            if name not in self.options:
+                raise ConfigError(
+                    f"irqfd_policy {self.name!r} has no option {name!r}; it has {', '.join(self.options)}"
+                )
+            if value not in self.options[name]:
+                raise ConfigError(f"irqfd_policy {self.name!r}: {name} is {' or '.join(self.options[name])}")
+        self.notices_close = self.chosen["eoifd-close"] == "deassigns"
+        """The last close of an eoifd's eventfd removes it (the POLLHUP machinery of version 6)."""
+        self.clears_irq = self.chosen["deassert"] == "clear-irq"
+        """An EOI asks the chip whether the source held the pin, not a flag of the source."""
+
+    def __repr__(self) -> str:
+        return f"<irqfd_policy {self.name}>"
 
     def may_deassign(self, irqfds: EoiIrqfds, irqfd: LevelIrqfd) -> bool:  # noqa: ARG002
         """Whether KVM_IRQFD may deassign `irqfd` now."""
@@ -58,13 +93,28 @@ class Policy:
 
 
 class EoifdV5(Policy):
-    """As posted, and without noticing that an eoifd was closed."""
+    """As posted in version 5: nothing that happens to an irqfd concerns its eoifds. They share a counted source id, and
+    the last of the two gives it back.
 
-    notices_close = False
+    For: irqfd and eoifd "may be closed in any order", and the id "becomes unused when neither irqfd nor eoifd are
+    making use of it": use of the id is what is counted. An eoifd left behind can be deassigned by naming the irqfd's
+    eventfd (its context is held for that) or, the author says, by closing it.
+    Against: an eoifd whose irqfd is gone "has no meaning", and if the irqfd was closed nobody can name it. Holding
+    "on the source id ... is an undocumented side effect": assign irqfd, assign eoifd, deassign irqfd, assign irqfd2
+    can fail. The same eventfd assigned again gets another id than the eoifd listens to.
+    """
+
+    name = "eoifd-v5"
+    options: ClassVar[dict[str, tuple[str, ...]]] = {**Policy.options, "eoifd-close": ("ignored", "deassigns")}
 
 
 class DeassignFails(Policy):
-    """The easy way: fail deassign. Close and deassign are then not the same."""
+    """Deassign of an irqfd fails while an eoifd is bound to it.
+
+    For: "easy way - fail deassign". No zombie comes of a deassign, and the id is in use by an irqfd that is there.
+    Against: "then close() and deassign are not the same". A close cannot be refused ("we can't fail a release, nobody
+    checks close(3p) return"), so a close leaves what version 5 leaves.
+    """
 
     name = "deassign-fails"
 
@@ -77,7 +127,14 @@ class DeassignFails(Policy):
 
 
 class EoifdFollowsIrqfd(Policy):
-    """The elegant way: an irqfd takes its eoifds along, whichever way it goes."""
+    """Deassign or close of an irqfd deactivates the eoifds bound to it: the source id lives as long as the irqfd.
+
+    For: "elegant way - shut down eoifd on irqfd deassign too". The id "is internal to kvm, users do not know about
+    it"; "now you deassign or close irqfd. You will not get any more eoi indications": nothing is lost, and no count of
+    users is needed.
+    Against: "it's a bad idea to have one interface kill another from inside the kernel"; "unintended consequences
+    should not be designed in". (Answer: "not kill merely deassign".)
+    """
 
     name = "eoifd-follows-irqfd"
 
@@ -93,17 +150,33 @@ class EoifdFollowsIrqfd(Policy):
 
 
 class AssignBusy(Policy):
-    """Fix assign: an eventfd that an eoifd still names is in use."""
+    """Assigning an eventfd that an eoifd still names fails with EBUSY, level or edge.
+
+    For: "I don't think close or de-assign have a bug, assign has a bug that it can allow re-assignment using an in-use
+    eventfd. I think I'd rather fix that." "Just failing assign of this irqfd with EBUSY should be enough."
+    Against: "you also would need to protect against someone binding an irqfd that is not level to same GSI" (refused
+    here on the same eventfd, and on the GSI with `edge-on-gsi=refused`). The counter-example assigns another eventfd,
+    which this rule does not see: the id is still gone.
+    """
 
     name = "assign-busy"
+    options: ClassVar[dict[str, tuple[str, ...]]] = {**Policy.options, "edge-on-gsi": ("allowed", "refused")}
 
-    def admit(self, irqfds: EoiIrqfds, irqfd: LevelIrqfd, ctx: EventfdCtx) -> None:  # noqa: ARG002
+    def admit(self, irqfds: EoiIrqfds, irqfd: LevelIrqfd, ctx: EventfdCtx) -> None:
         if irqfds.naming(ctx):
             raise os_error(errno.EBUSY, f"an eoifd names {ctx!r}")
+        if not irqfd.level and self.chosen["edge-on-gsi"] == "refused" and irqfds.listening(irqfd.gsi):
+            raise os_error(errno.EBUSY, f"an eoifd listens to GSI {irqfd.gsi}")
 
 
 class AssignRebinds(Policy):
-    """Fix assign the other way: the new irqfd speaks with the source that the eoifd listens to."""
+    """Assigning an eventfd that an eoifd still names takes the eoifd's source again. Another GSI or an edge irqfd is
+    EBUSY: the source cannot serve them.
+
+    For: a pair can be taken apart and put together again with the eoifd left in place, and works.
+    Against: "I do not think we need to rebind to the same source id"; and as `assign-busy`, it leaves the id to an
+    eoifd without an irqfd.
+    """
 
     name = "assign-rebinds"
     source_first = False
@@ -121,7 +194,13 @@ class AssignRebinds(Policy):
 
 
 class EoifdHoldsFile(Policy):
-    """The eoifd holds the irqfd's file, so that closing it comes to nothing while the eoifd lives."""
+    """The eoifd holds the irqfd's file, so that closing it comes to nothing while the eoifd lives.
+
+    For: "POLLHUP is not invoked until eoifd is closed", so a close leaves no zombie.
+    Against: "that's no better than the eventfd context we already hold": an explicit deassign is what it was. "What
+    state of functionality is an irqfd that has been closed/de-assigned but is still attached to an eoifd? It can't
+    continue to fire interrupts into the guest": but it does, for whoever else has the eventfd.
+    """
 
     name = "eoifd-holds-file"
     holds_file = True
@@ -135,8 +214,20 @@ POLICIES: dict[str, Policy | None] = {
 
 
 def policy(name: str) -> Policy | None:
-    """The policy of that name; ConfigError with the names there are."""
+    """The policy of that name, with the options that follow it; ConfigError with the names there are."""
+    bare, *texts = name.split(":")
     try:
-        return POLICIES[name]
+        found = POLICIES[bare]
     except KeyError:
-        raise ConfigError(f"irqfd_policy {name!r} is not known; there are {', '.join(POLICIES)}") from None
+        raise ConfigError(f"irqfd_policy {bare!r} is not known; there are {', '.join(POLICIES)}") from None
+    if not texts:
+        return found
+    if found is None:
+        raise ConfigError(f"irqfd_policy {bare!r} has no options")
+    chosen: dict[str, str] = {}
+    for text in texts:
+        option, equals, value = text.partition("=")
+        if not equals or option in chosen:
+            raise ConfigError(f"irqfd_policy {name!r}: {text!r} should be OPTION=VALUE, each option once")
+        chosen[option] = value
+    return type(found)(chosen)
