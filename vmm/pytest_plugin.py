@@ -95,6 +95,7 @@ class Guest:
         self._server = MonitorServer(monitor_of(self.machine), UnixAddress(path))
         await self._server.start()
         self._client = QMPClient("vm")
+        self._client.events.event_filter = lambda _: False  # it would keep every event; `self.events` has them
         await self._client.connect(path)
 
     def _ensure_running(self) -> None:
