@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := vmm devices machine guest_images tests
 
-.PHONY: demo test lint bench docs guests clean
+.PHONY: demo test endurance lint bench docs guests clean
 
 demo: $(READY) ## Boot the hot-plug guest, plug, interrupt, unplug; one verdict a device
 	@$(BIN)/vintx demo
 
 test: $(READY) ## The test suite
 	$(BIN)/pytest -q -n auto --dist worksteal
+
+endurance: $(READY) ## The long forms of the endurance tests: 100,000 interrupts, 1,000 unplugs each
+	VINTX_FULL=1 $(BIN)/pytest -q -n auto --dist worksteal --durations=10 tests/endurance
 
 lint: $(READY) ## Style, import order, types
 	$(BIN)/ruff check $(SOURCES)
