@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -204,16 +205,6 @@ def test_init_from_a_callback_of_the_same_vcpu_takes_effect_after_the_instructio
     assert len(guest.outs(0x60)) == 2
 
 
-def test_init_keeps_msrs_and_reset_clears_them(guest: Guest) -> None:
-    guest.start("wrmsr64", rax=0x1234, rcx=0x175)
-    guest.run()
-    guest.cpu.init()
-    assert guest.engine.vcpus[0].registers().cr0 == 0x6000_0010
-    guest.start("rdmsr64", rcx=0x175)  # power-on again
-    guest.run()
-    assert guest.gpr[0] == 0
-
-
 def test_bootstrap_processor_runs_from_the_reset_vector_after_init(guest: Guest) -> None:
     guest.cpu.init()
     assert guest.cpu.runnable
@@ -242,3 +233,45 @@ def test_any_vector_can_be_injected(guest: Guest, vector: int) -> None:
     guest.cpu.set_interrupt(vector)
     guest.run()
     assert guest.outs(0x50) == [(0x50, vector)]
+
+
+def test_intercepted_instruction_ends_the_shadow_of_sti(guest: Guest) -> None:
+    guest.start("shadowexit64")
+    guest.cpu.set_interrupt(VECTOR)
+    assert guest.run() is ExitReason.HALT
+    assert guest.order() == [f"ack {VECTOR:#x}", 0x50, 0x21]
+
+
+def test_interrupt_armed_by_a_callback_breaks_a_chain_of_blocks(guest: Guest) -> None:
+    guest.start("chained64", rcx=20)
+    guest.on_out[0x31] = lambda _value: guest.cpu.set_interrupt(VECTOR) if len(guest.outs(0x31)) == 10 else None
+    assert guest.run() is ExitReason.HALT
+    assert guest.order() == [0x31] * 10 + [f"ack {VECTOR:#x}", 0x50] + [0x31] * 10
+
+
+def test_nmi_raised_while_the_library_executes_one_instruction_comes_after_it(guest: Guest) -> None:
+    program = guest.start("ltrirq32")
+    guest.gate(VECTOR, program.labels["handler"], bits=32)
+    guest.on_ack = lambda _vector: guest.cpu.nmi()
+    guest.cpu.set_interrupt(VECTOR)
+    assert guest.run() is ExitReason.HALT
+    assert guest.fault is not None
+    assert (guest.fault[0], guest.fault[3] & 1 << 8) == (2, 0)
+    assert guest.fault[2] > program.labels["handler"]
+
+
+def test_vcpus_do_not_see_each_others_mappings(guest: Guest) -> None:
+    guest.start("alias0")
+    guest.place("alias1")
+    for i in range(512):
+        struct.pack_into("<Q", guest.ram, 0x12000 + 8 * i, i << 12 | 7)
+    struct.pack_into("<Q", guest.ram, 0x12000 + 8 * 7, 0x5007)
+    struct.pack_into("<Q", guest.ram, 0xC000, 0x12007)
+    struct.pack_into("<I", guest.ram, 0x5000, 0x5555)
+    struct.pack_into("<I", guest.ram, 0x7000, 0x7777)
+    guest.on_out[0x20] = lambda _value: guest.engine.kick()
+    guest.engine.vcpus[1].sipi(6)
+    assert guest.run(0) is ExitReason.KICKED
+    assert guest.run(1) is ExitReason.HALT
+    assert guest.run(0) is ExitReason.HALT
+    assert guest.outs() == [(0x20, 0x5555), (0x61, 0x7777), (0x21, 0x5555)]

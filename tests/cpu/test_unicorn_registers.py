@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.cpu_guest import SCRATCH, TABLES, Guest
+from tests.support.cpu_guest import SCRATCH, STACK, TABLES, Guest
 from vmm.cpu.engine import ExitReason, Registers, Segment
 from vmm.cpu.unicorn import msr
 from vmm.errors import EngineError
@@ -377,3 +377,39 @@ def test_permission_bitmap_lets_reads_of_kept_msrs_pass_and_no_write(number: int
     bitmap = msr.permission_bitmap()
     bit = 2 * (number if number < 0x2000 else number - 0xC000_0000 + 0x2000)
     assert bitmap[bit >> 3] >> (bit & 7) & 3 == 2
+
+
+def test_init_keeps_cpu_msrs(guest: Guest) -> None:
+    assert msr.write(guest.cpu, msr.SYSENTER_ESP, 0x1234)
+    assert msr.write(guest.cpu, msr.MTRR_DEF_TYPE, 0xC06)
+    guest.cpu.init()
+    assert (msr.read(guest.cpu, msr.SYSENTER_ESP), msr.read(guest.cpu, msr.MTRR_DEF_TYPE)) == (0x1234, 0xC06)
+    guest.cpu.reset()
+    assert (msr.read(guest.cpu, msr.SYSENTER_ESP), msr.read(guest.cpu, msr.MTRR_DEF_TYPE)) == (0, 0)
+
+
+def test_xcr0_is_x87_only_after_reset(guest: Guest) -> None:
+    guest.start("xgetbv64")
+    assert guest.run() is ExitReason.HALT
+    assert (guest.gpr[0], guest.gpr[2]) == (1, 0)
+
+
+def test_ip_wraps_at_64_kib_after_an_intercepted_instruction(guest: Guest) -> None:
+    guest.start("wrap16")
+    guest.place("wrapped16")
+    guest.place("wraptarget16")
+    assert guest.run() is ExitReason.HALT
+    assert [port for port, _ in guest.outs()] == [0x22]
+
+
+def test_task_register_of_reset_can_be_used(guest: Guest) -> None:
+    guest.start("ring3_32")
+    state = guest.cpu.registers()
+    del state.segments["tr"]
+    guest.cpu.reset()
+    guest.cpu.set_registers(state)
+    guest.ram[0x1100:0x1102] = b"\x0f\x0b"
+    guest.ram[4:12] = (STACK).to_bytes(4, "little") + (0x10).to_bytes(4, "little")
+    assert guest.run() is ExitReason.HALT
+    assert guest.fault is not None
+    assert guest.fault[:3] == (UD, 0, 0x1100)

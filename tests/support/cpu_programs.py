@@ -450,6 +450,67 @@ e8f6ef0300             | 1:  call 0x40000
 ffc9                   | dec ecx
 75f7                   | jnz 1b
 f4                     | hlt
+
+== shadowexit64 64 0x1000
+fb                     | sti
+0fa2                   | cpuid
+e621                   | out 0x21, al
+f4                     | hlt
+
+== wrap16 16 0x1000
+eafeff0010             | jmp 0x1000:0xfffe
+
+== wrapped16 16 0x1fffe
+0fa2                   | cpuid
+
+== wraptarget16 16 0x10000
+e622                   | out 0x22, al
+f4                     | hlt
+
+== ltrirq32 32 0x1000
+c7050050000040000000   | mov dword ptr [0x5000], 0x40
+fb                     | sti
+f4                     | hlt
+                       | handler:
+0f001d00500000         | ltr [0x5000]
+f4                     | hlt
+
+== alias0 64 0x1000
+8b042500700000         | mov eax, [0x7000]
+e720                   | out 0x20, eax
+eb00                   | jmp 1f
+8b042500700000         | 1:  mov eax, [0x7000]
+e721                   | out 0x21, eax
+f4                     | hlt
+
+== alias1 16 0x6000
+a10070                 | mov ax, [0x7000]
+e761                   | out 0x61, ax
+f4                     | hlt
+
+== chained64 64 0x1000
+fb                     | sti
+e631                   | 1:  out 0x31, al
+eb00                   | jmp 2f
+ffc9                   | 2:  dec ecx
+75f8                   | jnz 1b
+f4                     | hlt
+
+== xgetbv64 64 0x1000
+0f20e0                 | mov rax, cr4
+0d00020400             | or eax, 0x40200
+0f22e0                 | mov cr4, rax
+31c9                   | xor ecx, ecx
+0f01d0                 | xgetbv
+f4                     | hlt
+
+== ring3_32 32 0x1000
+6a2b                   | push 0x2b
+6800f80000             | push 0xf800
+6a02                   | push 0x2
+6a23                   | push 0x23
+6800110000             | push 0x1100
+cf                     | iretd
 """
 
 
