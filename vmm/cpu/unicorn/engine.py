@@ -27,8 +27,9 @@ PHYSICAL_BITS: Final = 40
 """Guest-physical addresses that paging can name; beyond, TCG finds reserved bits set."""
 _HIDDEN: Final = 1 << 41
 """Where VMCB and MSR bitmap live: no guest address leads here."""
-_SLICE_NS: Final = 50_000_000
-"""At least this often the loop comes back to Python, so that its signal handlers (Ctrl-C) run."""
+_SLICE_NS: Final = 5_000_000
+"""At least this often the loop comes back to Python, so that its signal handlers (Ctrl-C) and other threads run. They
+switch as often anyway: a guest runs with the GIL held, because letting go of it is a fifth of what an exit costs."""
 _IREQ: Final = at.CS_INTERRUPT_REQUEST >> 2
 _HALTED: Final = at.CS_HALTED >> 2
 _EXCEPTION: Final = at.CS_EXCEPTION >> 2
@@ -148,7 +149,7 @@ class UnicornEngine:
             )
             self._must("uc_mmio_map", status)
         self._must("uc_ctl", library.uc_ctl(uc, at.CTL_USE_EXITS, 1))
-        run = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(entry("run"))
+        run = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(entry("run"))
         self._kept.append(run)
         self._run: Callable[[int], int] = run
 
@@ -189,10 +190,10 @@ class UnicornEngine:
 
     # --- callbacks of the guest: no exception may leave them, the frames below are C ---
 
-    def _port_read(self) -> Callable[[Any, int, int, Any], int]:
+    def _port_read(self) -> Callable[[Any, int, int], int]:
         words, read = self.cs_words, self.callbacks.port_read
 
-        def port_read(_uc: Any, port: int, size: int, _data: Any) -> int:
+        def port_read(_uc: Any, port: int, size: int) -> int:
             try:
                 if self.armed >= 0 and not words[_IREQ] & at.INTERRUPT_VIRQ:
                     self._acknowledge()
@@ -203,10 +204,10 @@ class UnicornEngine:
 
         return port_read
 
-    def _port_write(self) -> Callable[[Any, int, int, int, Any], None]:
+    def _port_write(self) -> Callable[[Any, int, int, int], None]:
         words, write = self.cs_words, self.callbacks.port_write
 
-        def port_write(_uc: Any, port: int, size: int, value: int, _data: Any) -> None:
+        def port_write(_uc: Any, port: int, size: int, value: int) -> None:
             try:
                 if self.armed >= 0 and not words[_IREQ] & at.INTERRUPT_VIRQ:
                     self._acknowledge()
@@ -216,10 +217,10 @@ class UnicornEngine:
 
         return port_write
 
-    def _mmio(self, base: int) -> tuple[Callable[[Any, int, int, Any], int], Callable[[Any, int, int, int, Any], None]]:
+    def _mmio(self, base: int) -> tuple[Callable[[Any, int, int], int], Callable[[Any, int, int, int], None]]:
         words, read, write = self.cs_words, self.callbacks.mmio_read, self.callbacks.mmio_write
 
-        def mmio_read(_uc: Any, offset: int, size: int, _data: Any) -> int:
+        def mmio_read(_uc: Any, offset: int, size: int) -> int:
             try:
                 if self.armed >= 0 and not words[_IREQ] & at.INTERRUPT_VIRQ:
                     self._acknowledge()
@@ -228,7 +229,7 @@ class UnicornEngine:
                 self.fail(error)
                 return -1
 
-        def mmio_write(_uc: Any, offset: int, size: int, value: int, _data: Any) -> None:
+        def mmio_write(_uc: Any, offset: int, size: int, value: int) -> None:
             try:
                 if self.armed >= 0 and not words[_IREQ] & at.INTERRUPT_VIRQ:
                     self._acknowledge()

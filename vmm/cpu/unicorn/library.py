@@ -21,10 +21,11 @@ from vmm.errors import EngineRefused
 
 REMEDY = "Install the build that vintx knows: pip install 'unicorn==2.1.4'"
 
-MmioRead = ctypes.CFUNCTYPE(c_uint64, c_void_p, c_uint64, c_uint32, c_void_p)
-MmioWrite = ctypes.CFUNCTYPE(None, c_void_p, c_uint64, c_uint32, c_uint64, c_void_p)
-PortRead = ctypes.CFUNCTYPE(c_uint32, c_void_p, c_uint32, c_int, c_void_p)
-PortWrite = ctypes.CFUNCTYPE(None, c_void_p, c_uint32, c_int, c_uint32, c_void_p)
+# Each has one more argument, the hook's data. We give none, and an argument that is not converted costs nothing.
+MmioRead = ctypes.CFUNCTYPE(c_uint64, c_void_p, c_uint64, c_uint32)
+MmioWrite = ctypes.CFUNCTYPE(None, c_void_p, c_uint64, c_uint32, c_uint64)
+PortRead = ctypes.CFUNCTYPE(c_uint32, c_void_p, c_uint32, c_int)
+PortWrite = ctypes.CFUNCTYPE(None, c_void_p, c_uint32, c_int, c_uint32)
 ExitHandler = ctypes.CFUNCTYPE(c_int, c_uint32)
 
 _INTERNAL: dict[str, tuple[type | None, tuple[type, ...]]] = {
