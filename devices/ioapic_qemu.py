@@ -169,14 +169,9 @@ class QemuIoApic(IoApic):
 
     def eoi_pin(self, pin: int) -> None:
         """End one level pin, whether it waits for an EOI or not: an irqfd may have gone past the chip."""
-        if self.acks.has_notifier(pin):
-            if order.hook is not None:
-                self.lock.release()
-                order.hook("ioapic.eoi.before-ack", self)
-            self.acks.notify_acked(pin)
-            if order.hook is not None:
-                order.hook("ioapic.eoi.after-ack", self)
-                self.lock.acquire()
+        self._acknowledge(pin)
+        if pin == 2:
+            self._acknowledge(0)  # input 0 has no entry of its own
         entry = self.redir[pin]
         if not entry & REMOTE_IRR:
             return
@@ -194,6 +189,16 @@ class QemuIoApic(IoApic):
                 self.trace.emit(IoapicEoiDelayedReassert(pin))
         else:
             self.service()
+
+    def _acknowledge(self, pin: int) -> None:
+        if self.acks.has_notifier(pin):
+            if order.hook is not None:
+                self.lock.release()
+                order.hook("ioapic.eoi.before-ack", self)
+            self.acks.notify_acked(pin)
+            if order.hook is not None:
+                order.hook("ioapic.eoi.after-ack", self)
+                self.lock.acquire()
 
     def inject_delayed(self) -> None:
         if order.hook is not None:

@@ -17,6 +17,7 @@ from devices.i8042 import I8042
 from devices.i8254 import I8254
 from devices.i8259 import I8259
 from devices.ioapic_device import IoApicDevice
+from devices.ioapic_qemu import QemuIoApic
 from devices.lapic import LocalApic
 from devices.mc146818 import Mc146818
 from devices.pci.device import PciDevice
@@ -54,14 +55,19 @@ NOTHING_TO_BOOT = bytes.fromhex("fa f4 eb fd")
 """cli; hlt; jmp to the hlt: firmware that found nothing to boot waits for a reset."""
 
 
-def pc_routes() -> list[Route]:
-    """The GSI routing of a PC. Ref: MP specification 1.4, 5.3 (the timer is on I/O APIC input 2)."""
+def pc_routes(personality: str = "kvm") -> list[Route]:
+    """The GSI routing of a PC. Ref: MP specification 1.4, 5.3 (the timer is on I/O APIC input 2).
+
+    To QEMU's I/O APIC all 24 GSIs go one to one: it is the chip that serves input 0 by the entry of pin 2.
+    """
     routes = []
     for gsi in range(ISA_IRQS):
         chip = KVM_IRQCHIP_PIC_MASTER if gsi < 8 else KVM_IRQCHIP_PIC_SLAVE
         routes.append(Route.irqchip(gsi, chip, gsi & 7))
     for gsi in range(GSIS):
-        if gsi != 2:
+        if personality == "qemu":
+            routes.append(Route.irqchip(gsi, KVM_IRQCHIP_IOAPIC, gsi))
+        elif gsi != 2:
             routes.append(Route.irqchip(gsi, KVM_IRQCHIP_IOAPIC, gsi or 2))
     return routes
 
@@ -127,8 +133,10 @@ class PcMachine(Machine):
         self.ioapic_device.wire(self.apic_bus, self.kvm.ioapic_acks, queue)
         self.add_board_device(self.ioapic_device)
         self.ioapic = self.ioapic_device.chip
+        if isinstance(self.ioapic, QemuIoApic):
+            self.ioapic.pic_read_irq = self.pic.intack
         self.kvm.connect(ioapic=self.ioapic, pic=self.pic, bus=self.apic_bus)
-        self.kvm.set_gsi_routing(pc_routes())
+        self.kvm.set_gsi_routing(pc_routes(personality))
         self.irq_counts = [0] * GSIS
         """How often each GSI's wire rose, for `info irq`. irqfds do not go over the wires."""
         self.gsi_wires = [Wire(f"gsi-{n}", self.kvm.gsi_target(n), partial(self._count, n)) for n in range(GSIS)]

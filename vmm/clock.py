@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from vmm.errors import ConfigError
 
@@ -53,6 +53,9 @@ class Timer:
 
 class Clock:
     """What both clocks share: a heap of timers. `on_earlier(deadline)` is told when the next deadline moves nearer."""
+
+    moves: ClassVar[bool] = True
+    """Time passes by itself, so that waiting for a deadline makes sense."""
 
     __slots__ = ("_heap", "_limit", "_serial", "on_earlier")
 
@@ -154,6 +157,8 @@ class VirtualClock(Clock):
     """Moves only by `step` and `set`."""
 
     __slots__ = ("_now",)
+
+    moves = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -207,7 +207,8 @@ class Loop:
                 if left <= 0:
                     await asyncio.sleep(0)
                     return
-                timer.arm(time.monotonic_ns() + left)
+                if self.clock.moves:
+                    timer.arm(time.monotonic_ns() + left)
         self._idle = asyncio.get_running_loop().create_future()
         try:
             await self._idle

@@ -63,8 +63,6 @@ def _blaming(option: str) -> Iterator[None]:
 def _run(config: Config) -> int:
     if config.preconfig:
         raise UsageError("-preconfig: not supported; start with -S, and add devices before `cont`")
-    if config.qtest is not None:
-        raise UsageError("-qtest: the test protocol is not supported; -accel qtest gives a machine that runs no CPU")
     for item in config.log_items:
         raise UsageError(f"-d {item}: there is no such log; -trace PATTERN writes events")
     accel = _accelerator(config)
@@ -91,6 +89,8 @@ def _run(config: Config) -> int:
             (_backend(f"-mon {spec.where}", spec.where, f"compat_monitor{n}", chardevs), spec)
             for n, spec in enumerate(config.monitors)
         ]
+        if config.qtest is not None:
+            _open_qtest(config, machine, chardevs, cleanup)
         if config.pidfile is not None:
             path = Path(config.pidfile)
             path.write_text(f"{os.getpid()}\n")
@@ -195,6 +195,24 @@ def _build(config: Config, accel: str, serial: list[CharBackend | None], chardev
     return machine
 
 
+def _open_qtest(
+    config: Config, machine: Machine, chardevs: dict[str, CharBackend], cleanup: contextlib.ExitStack
+) -> None:
+    """-qtest: a test program drives the machine. The conversation goes to stderr, or where -qtest-log says."""
+    from vmm.qtest import QtestServer
+
+    backend = _backend(f"-qtest {config.qtest}", config.qtest or "", "qtest", chardevs)
+    if backend is None:
+        return
+    log: TextIO | None = None
+    if config.qtest_log is None:
+        log = sys.stderr
+    elif config.qtest_log not in ("none", os.devnull):
+        with _blaming(f"-qtest-log {config.qtest_log}"):
+            log = _open_for_writing(config.qtest_log, cleanup)
+    cleanup.callback(QtestServer(machine, backend, log).close)
+
+
 def _trace(config: Config, machine: Machine, cleanup: contextlib.ExitStack) -> None:
     """-trace: text to stderr or a file; JSON lines to a file whose name ends in .json or .jsonl."""
     for spec in config.traces:
@@ -204,7 +222,8 @@ def _trace(config: Config, machine: Machine, cleanup: contextlib.ExitStack) -> N
         target = spec.file or config.log_file
         stream: TextIO = sys.stderr
         if target:
-            stream = _open_for_writing(target, cleanup)
+            with _blaming("-trace"):
+                stream = _open_for_writing(target, cleanup)
             machine.loop.before_poll.append(stream.flush)
         sink = (json_sink if target and target.endswith((".json", ".jsonl")) else text_sink)(stream)
         for pattern in patterns or ["*"]:
@@ -215,7 +234,7 @@ def _open_for_writing(path: str, cleanup: contextlib.ExitStack) -> TextIO:
     try:
         return cleanup.enter_context(open(path, "w", encoding="utf-8"))  # noqa: PTH123 (a user's path, as it is)
     except OSError as error:
-        raise TraceError(f"-trace file={path}: {error.strerror}") from error
+        raise TraceError(f"{path}: {error.strerror}") from error
 
 
 if __name__ == "__main__":
