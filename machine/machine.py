@@ -103,6 +103,8 @@ class Machine:
         self.mmio = AddressSpace.memory()
         self.memory = GuestMemory(self.config.ram_size)
         self.state = RunState.PRELAUNCH
+        self.complete = False
+        """Everything that is there from the start is plugged."""
         self.exit_status = 0
         self.peripherals: dict[str, Device] = {}
         """Devices that the user named, by id."""
@@ -117,6 +119,7 @@ class Machine:
         """What was asked for and is not there, but does no harm."""
         self._event_sinks: list[EventSink] = []
         self._ended = False
+        self._powered = False
         self.clock.stop()
         try:
             self.build()
@@ -187,17 +190,22 @@ class Machine:
     # Run state.
 
     def start(self) -> None:
-        """Power on, and run unless it was asked to start stopped."""
-        self.power_on()
+        """The machine is complete: power on and run, or with `start_paused` wait for `cont` to do both."""
+        self.complete = True
         if not self.config.start_paused:
+            self._power_on()
             self._resume()
 
     async def run(self) -> int:
         """Start if not started, and run until shutdown. Returns the exit status."""
-        if self.state is RunState.PRELAUNCH and not self.config.start_paused and not self.loop.running:
+        if not self.complete:
             self.start()
         await self.loop.run()
         return self.exit_status
+
+    def _power_on(self) -> None:
+        self._powered = True
+        self.power_on()
 
     def _resume(self) -> None:
         self.state = RunState.RUNNING
@@ -223,6 +231,8 @@ class Machine:
         if self.state is RunState.SHUTDOWN:
             raise QmpError("Resetting the Virtual Machine is required")
         if self.state is not RunState.RUNNING:
+            if not self._powered:
+                self._power_on()
             self._resume()
             self.emit("RESUME")
 
@@ -311,5 +321,5 @@ class Machine:
 
     @property
     def hotplugging(self) -> bool:
-        """True once the board has been powered on: from then on a plug is a hot-plug."""
-        return self.state is not RunState.PRELAUNCH or self.loop.running
+        """True once the machine is complete: from then on a plug is a hot-plug."""
+        return self.complete

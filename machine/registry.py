@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vmm.errors import ConfigError
@@ -92,9 +93,13 @@ def device_type(driver: str) -> type[Device] | None:
 
 
 def device_types() -> Iterator[type[Device]]:
-    """Every concrete device type."""
+    """Every concrete device type; a third party's that cannot be imported is left out, with a warning in the log."""
     for name in device_names():
-        found = device_type(name)
+        try:
+            found = device_type(name)
+        except ConfigError as error:
+            logging.getLogger(__name__).warning("%s", error)
+            continue
         if found is not None:
             yield found
 
