@@ -1,0 +1,348 @@
+"""A PCI function that answers vfio-user messages. No socket, no loop: `handle` takes a command and gives the reply.
+
+Ref: QEMU docs/interop/vfio-user.rst; vectors conform-libvfio-user.txt says what the reference server answers to each
+malformed message.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import struct
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import construct
+
+from devices.pci import config as cfg
+from vmm.memory import AddressSpace
+from vmm.vfio_user import protocol as p
+from vmm.vfio_user.interrupts import Interrupts, IrqSetRequest
+from vmm.vfio_user.protocol import Command
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from devices.pci.device import PciDevice
+    from vmm.vfio_user.dma import DmaMemory
+    from vmm.vfio_user.stream import Message
+
+CAPABILITIES = {
+    "max_msg_fds": p.MAX_MSG_FDS,
+    "max_data_xfer_size": p.MAX_DATA_XFER_SIZE,
+    "max_dma_maps": p.MAX_DMA_MAPS,
+    "pgsizes": p.PAGE_SIZE,
+    "write_multiple": True,
+}
+"""What VERSION is answered with: shorter than QEMU's request, which is all the room QEMU has for the reply."""
+FAULTS_SHOWN = 10
+"""Tracebacks of the device's own code that are written to stderr; a guest could cause any number."""
+_TAKES_FDS = frozenset({Command.DMA_MAP, Command.DEVICE_SET_IRQS})
+
+
+def _invalid(what: str) -> OSError:
+    return OSError(errno.EINVAL, what)
+
+
+class Endpoint:
+    """One function and its client. `device` is realized; its INTx line drives `interrupts`.
+
+    `negotiated` is False until the client's VERSION was accepted, and again after `disconnect`.
+    """
+
+    def __init__(self, device: PciDevice, memory: DmaMemory) -> None:
+        self.device = device
+        self.memory = memory
+        self.interrupts = Interrupts(bool(device.interrupt_pin))
+        self.negotiated = False
+        self.rejected = False
+        """The first message was not a VERSION that we can go on with: the connection is to be closed."""
+        self.capabilities: dict[str, Any] = dict(p.CAPABILITY_DEFAULTS)
+        """The client's."""
+        self.writing: list[Message] = []
+        """REGION_WRITEs that the device is at, outermost first; see `acknowledge`."""
+        self._faults = 0
+        self._bars: dict[int, AddressSpace] = {}
+        for bar in device.bars:
+            space = self._bars[bar.index] = AddressSpace(f"BAR{bar.index}", bar.region.size)
+            space.map(0, bar.region)
+        self._handlers: dict[int, Callable[[Message], bytes]] = {
+            Command.VERSION: self._version,
+            Command.DMA_MAP: self._dma_map,
+            Command.DMA_UNMAP: self._dma_unmap,
+            Command.DEVICE_GET_INFO: self._get_info,
+            Command.DEVICE_GET_REGION_INFO: self._get_region_info,
+            Command.DEVICE_GET_REGION_IO_FDS: self._get_region_io_fds,
+            Command.DEVICE_GET_IRQ_INFO: self._get_irq_info,
+            Command.DEVICE_SET_IRQS: self._set_irqs,
+            Command.REGION_READ: self._region_read,
+            Command.REGION_WRITE: self._region_write,
+            Command.DEVICE_RESET: self._reset,
+            Command.REGION_WRITE_MULTI: self._region_write_multi,
+        }
+
+    # One command.
+
+    def handle(self, message: Message) -> bytes | None:
+        """Carry out a command; the reply to send, None if none is wanted. Closes descriptors that it did not keep."""
+        try:
+            error, payload = 0, self._carry_out(message)
+        except OSError as refusal:
+            error, payload = refusal.errno or errno.EIO, b""
+        except (ValueError, construct.ConstructError, struct.error):
+            error, payload = errno.EINVAL, b""
+        finally:
+            message.close()
+        if not self.negotiated:
+            self.rejected = True
+        if not message.wants_reply:
+            return None
+        if error:
+            return p.error_bytes(message.msg_id, message.command, error)
+        return p.reply_bytes(message.msg_id, message.command, payload)
+
+    def _carry_out(self, message: Message) -> bytes:
+        if message.fault:
+            raise OSError(message.fault, "what came is no message")
+        if message.is_reply:
+            raise _invalid("a reply that nobody waits for")
+        handler = self._handlers.get(message.command)
+        if handler is None:
+            raise _invalid(f"there is no command {message.command} here")
+        if self.negotiated == (message.command == Command.VERSION):
+            raise _invalid("VERSION comes first, and once")
+        if len(message.fds) > p.MAX_MSG_FDS:
+            raise _invalid(f"{len(message.fds)} descriptors; there may be {p.MAX_MSG_FDS}")
+        if message.fds and message.command not in _TAKES_FDS:
+            message.close()
+        return handler(message)
+
+    def show_fault(self) -> None:
+        """The device's own code raised what is being handled: tell its author, a few times."""
+        self._faults += 1
+        if self._faults <= FAULTS_SHOWN:
+            traceback.print_exc(file=sys.stderr)
+            if self._faults == FAULTS_SHOWN:
+                print(f"{self.device.driver}: no more errors of this device are shown", file=sys.stderr)
+
+    def disconnect(self) -> None:
+        """The client is gone: its memory and eventfds go; the device stays as it is for the next one."""
+        self.negotiated = self.rejected = False
+        self.capabilities = dict(p.CAPABILITY_DEFAULTS)
+        self.interrupts.close()
+        self.memory.clear()
+
+    # Negotiation.
+
+    def _version(self, message: Message) -> bytes:
+        request = p.Version.parse(message.payload)
+        if request.major != p.MAJOR:
+            raise _invalid(f"version {request.major}.{request.minor}")
+        self.capabilities = parse_capabilities(request.data)
+        self.memory.max_transfer = min(p.CHUNK, self.capabilities["max_data_xfer_size"])
+        self.negotiated = True
+        data = json.dumps({"capabilities": CAPABILITIES}, separators=(",", ":")).encode() + b"\0"
+        reply: bytes = p.Version.build({"major": p.MAJOR, "minor": min(request.minor, p.MINOR), "data": data})
+        return reply
+
+    # DMA.
+
+    def _dma_map(self, message: Message) -> bytes:
+        request = self._parse(message, p.DmaMap)
+        if len(message.fds) > 1:
+            raise _invalid(f"{len(message.fds)} descriptors for one mapping")
+        fd = message.fds[0] if message.fds else -1
+        self.memory.map(request.address, request.size, request.flags, fd, request.offset)
+        message.fds.clear()
+        return b""
+
+    def _dma_unmap(self, message: Message) -> bytes:
+        request = self._parse(message, p.DmaUnmap)
+        if request.flags == p.DMA_UNMAP_ALL:
+            if request.address or request.size:
+                raise _invalid("unmapping all takes no range")
+            self.memory.clear()
+        elif request.flags:
+            raise _invalid(f"unmap flags {request.flags:#x}: writes of the device are not logged")
+        else:
+            self.memory.unmap(request.address, request.size)
+        return message.payload[: p.DmaUnmap.sizeof()]
+
+    # Information.
+
+    def _parse(self, message: Message, layout: construct.Construct, fixed: int = 0) -> Any:
+        """A payload that begins with argsz, which must not be less than what is there at least."""
+        request = layout.parse(message.payload)
+        if request.argsz < (fixed or layout.sizeof()):
+            raise _invalid(f"argsz {request.argsz}")
+        return request
+
+    def _get_info(self, message: Message) -> bytes:
+        self._parse(message, p.DeviceInfo)
+        reply: bytes = p.DeviceInfo.build(
+            {
+                "argsz": p.DeviceInfo.sizeof(),
+                "flags": p.DEVICE_FLAGS_RESET | p.DEVICE_FLAGS_PCI,
+                "num_regions": p.NUM_REGIONS,
+                "num_irqs": p.NUM_IRQS,
+            }
+        )
+        return reply
+
+    def _get_region_info(self, message: Message) -> bytes:
+        request = self._parse(message, p.RegionInfo, p.REGION_INFO_SIZE)
+        if request.index >= p.NUM_REGIONS:
+            raise _invalid(f"region {request.index}")
+        size = self._region_size(request.index)
+        reply: bytes = p.RegionInfo.build(
+            {
+                "argsz": p.REGION_INFO_SIZE,
+                "flags": p.REGION_READABLE | p.REGION_WRITABLE if size else 0,
+                "index": request.index,
+                "cap_offset": 0,
+                "size": size,
+                "offset": 0,
+                "capabilities": b"",
+            }
+        )
+        return reply
+
+    def _region_size(self, index: int) -> int:
+        if index == p.REGION_CONFIG:
+            return cfg.CONFIG_SIZE
+        space = self._bars.get(index)
+        return 0 if space is None else space.size
+
+    def _get_region_io_fds(self, message: Message) -> bytes:
+        request = self._parse(message, p.RegionIoFds, 16)
+        if request.index >= p.NUM_REGIONS or request.flags or request.count:
+            raise _invalid(f"region {request.index}, flags {request.flags:#x}, count {request.count}")
+        reply: bytes = p.RegionIoFds.build(
+            {"argsz": 16, "flags": 0, "index": request.index, "count": 0, "sub_regions": b""}
+        )
+        return reply
+
+    def _get_irq_info(self, message: Message) -> bytes:
+        request = self._parse(message, p.IrqInfo)
+        flags, count = self.interrupts.info(request.index)
+        reply: bytes = p.IrqInfo.build({"argsz": 16, "flags": flags, "index": request.index, "count": count})
+        return reply
+
+    def _set_irqs(self, message: Message) -> bytes:
+        request = self._parse(message, p.IrqSet, p.IRQ_SET_SIZE)
+        given = IrqSetRequest(request.flags, request.index, request.start, request.count, request.data)
+        self.interrupts.set_irqs(given, message.fds)
+        return b""
+
+    # Regions.
+
+    def _check_access(self, region: int, offset: int, count: int) -> None:
+        size = self._region_size(region)
+        if not size or count > p.MAX_DATA_XFER_SIZE or offset + count > size:
+            raise _invalid(f"region {region} has {size:#x} bytes, not {offset:#x}+{count:#x}")
+
+    def _region_read(self, message: Message) -> bytes:
+        payload = message.payload[: p.REGION_ACCESS.size]
+        offset, region, count = p.REGION_ACCESS.unpack(payload)
+        self._check_access(region, offset, count)
+        read = self.device.config_read if region == p.REGION_CONFIG else self._bars[region].read
+        try:
+            if count in (1, 2, 4) and not offset & (count - 1):
+                return payload + read(offset, count).to_bytes(count, "little")
+            pieces = [read(at, size).to_bytes(size, "little") for at, size in _accesses(region, offset, count)]
+        except Exception as error:
+            raise self._fault() from error
+        return payload + b"".join(pieces)
+
+    def _fault(self) -> OSError:
+        self.show_fault()
+        return OSError(errno.EIO, f"{self.device.driver}: its own code failed")
+
+    def _region_write(self, message: Message) -> bytes:
+        payload = message.payload
+        offset, region, count = p.REGION_ACCESS.unpack_from(payload)
+        if len(payload) != p.REGION_ACCESS.size + count:
+            raise _invalid(f"{len(payload)} bytes of payload for a write of {count}")
+        self._check_access(region, offset, count)
+        self.writing.append(message)
+        try:
+            self._write(region, offset, payload[p.REGION_ACCESS.size :])
+        finally:
+            self.writing.pop()
+        return payload[: p.REGION_ACCESS.size]
+
+    def _write(self, region: int, offset: int, data: bytes) -> None:
+        write = self.device.config_write if region == p.REGION_CONFIG else self._bars[region].write
+        try:
+            for at, size in _accesses(region, offset, len(data)):
+                write(at, size, int.from_bytes(data[at - offset : at - offset + size], "little"))
+        except Exception as error:
+            raise self._fault() from error
+
+    def acknowledge(self) -> list[bytes]:
+        """The replies of writes that the device is still at, to be sent now; they will not be given again.
+
+        The client may be unable to serve our DMA before it has them.
+        """
+        replies = []
+        for message in self.writing:
+            if message.wants_reply:
+                replies.append(p.reply_bytes(message.msg_id, message.command, message.payload[: p.REGION_ACCESS.size]))
+                message.flags |= p.FLAG_NO_REPLY
+        return replies
+
+    def _region_write_multi(self, message: Message) -> bytes:
+        payload = message.payload
+        count = int.from_bytes(payload[:8], "little")
+        if len(payload) != 8 + count * p.WRITE_MULTI_ENTRY.size:
+            raise _invalid(f"{len(payload)} bytes of payload for {count} writes")
+        writes = list(p.WRITE_MULTI_ENTRY.iter_unpack(payload[8:]))
+        for offset, region, size, _ in writes:
+            if size > 8:
+                raise _invalid(f"a write of {size} bytes among several")
+            self._check_access(region, offset, size)
+        for offset, region, size, data in writes:
+            self._write(region, offset, data[:size])
+        return payload[:8]
+
+    def _reset(self, message: Message) -> bytes:  # noqa: ARG002 (it has no payload)
+        try:
+            self.device.reset()
+        except Exception as error:
+            raise self._fault() from error
+        self.interrupts.reset()
+        return b""
+
+
+def _accesses(region: int, offset: int, count: int) -> list[tuple[int, int]]:
+    """(offset, size) of the naturally aligned accesses that `count` bytes are; configuration space takes 4 at most."""
+    widest = 4 if region == p.REGION_CONFIG else 8
+    pieces = []
+    end = offset + count
+    while offset < end:
+        size = min(widest, offset & -offset or widest, 1 << (end - offset).bit_length() - 1)
+        pieces.append((offset, size))
+        offset += size
+    return pieces
+
+
+def parse_capabilities(data: bytes) -> dict[str, Any]:
+    """The capabilities in the JSON of a VERSION, with defaults for what is not there. ValueError if it is damaged."""
+    found = dict(p.CAPABILITY_DEFAULTS)
+    text = data.rstrip(b"\0")
+    if not text:
+        return found
+    try:
+        given = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("capabilities are nested too deeply") from error
+    given = given.get("capabilities", {}) if isinstance(given, dict) else None
+    if not isinstance(given, dict):
+        raise ValueError("capabilities are no JSON object")
+    for name, default in p.CAPABILITY_DEFAULTS.items():
+        value = given.get(name, default)
+        if type(value) is not type(default) or (name == "max_data_xfer_size" and not 0 < value < 1 << 32) or value < 0:
+            raise ValueError(f"capability {name}: {value!r}")
+        found[name] = value
+    return found

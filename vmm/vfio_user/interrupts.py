@@ -1,0 +1,200 @@
+"""INTx over eventfds: a level made of edges, as the server of a device keeps it.
+
+The trigger eventfd is signalled once, and then the interrupt is masked until the client unmasks it: by a message, or
+through the unmask eventfd, which KVM signals at the guest's EOI. If the level is still high then, the trigger is
+signalled again, so no interrupt is lost, and none comes for a level that went low meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmm.vfio_user.protocol import (
+    IRQ_ERR,
+    IRQ_INFO_AUTOMASKED,
+    IRQ_INFO_EVENTFD,
+    IRQ_INFO_MASKABLE,
+    IRQ_INFO_NORESIZE,
+    IRQ_INTX,
+    IRQ_REQ,
+    IRQ_SET_ACTION_MASK,
+    IRQ_SET_ACTION_TRIGGER,
+    IRQ_SET_ACTION_UNMASK,
+    IRQ_SET_ACTIONS,
+    IRQ_SET_DATA_BOOL,
+    IRQ_SET_DATA_EVENTFD,
+    IRQ_SET_DATA_MASK,
+    IRQ_SET_DATA_NONE,
+    NUM_IRQS,
+)
+from vmm.vfio_user.transport import is_eventfd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_DATA = (IRQ_SET_DATA_NONE, IRQ_SET_DATA_BOOL, IRQ_SET_DATA_EVENTFD)
+_ACTIONS = (IRQ_SET_ACTION_MASK, IRQ_SET_ACTION_UNMASK, IRQ_SET_ACTION_TRIGGER)
+
+
+@dataclass(frozen=True, slots=True)
+class IrqSetRequest:
+    """DEVICE_SET_IRQS: `flags` are one kind of data and one action."""
+
+    flags: int
+    index: int
+    start: int
+    count: int
+    data: bytes
+
+
+def _invalid(what: str) -> OSError:
+    return OSError(errno.EINVAL, what)
+
+
+class Interrupts:
+    """INTx, and the eventfds of the error and request interrupts. There is no MSI. `has_intx`: the device has a pin."""
+
+    def __init__(self, has_intx: bool) -> None:
+        self.counts = [int(has_intx), 0, 0, 1, 1]
+        self.level = False
+        self.masked = False
+        self._fds: dict[tuple[int, int], int] = {}
+        """Eventfds by index and action; ours."""
+
+    def info(self, index: int) -> tuple[int, int]:
+        """(flags, count) of DEVICE_GET_IRQ_INFO. OSError EINVAL for an index there is not."""
+        if not 0 <= index < NUM_IRQS:
+            raise _invalid(f"irq index {index}")
+        flags = IRQ_INFO_EVENTFD
+        flags |= IRQ_INFO_MASKABLE | IRQ_INFO_AUTOMASKED if index == IRQ_INTX else IRQ_INFO_NORESIZE
+        return flags, self.counts[index]
+
+    # The device's side.
+
+    def set_level(self, level: bool) -> None:
+        """The function's interrupt line, INTx disable already looked at."""
+        self.level = level
+        self.evaluate()
+
+    def evaluate(self) -> None:
+        """Signal the trigger if the level is to be told."""
+        if self.level and not self.masked:
+            fd = self._fds.get((IRQ_INTX, IRQ_SET_ACTION_TRIGGER))
+            if fd is not None:
+                self.masked = True
+                _signal(fd)
+
+    def unmask(self) -> None:
+        """The client has seen the last interrupt to its end."""
+        self.masked = False
+        self.evaluate()
+
+    def mask(self) -> None:
+        """Keep quiet until unmasked."""
+        self.masked = True
+
+    def reset(self) -> None:
+        """Not masked; eventfds stay."""
+        self.masked = False
+        self.evaluate()
+
+    def request_release(self) -> None:
+        """Ask the client to let go of the device."""
+        fd = self._fds.get((IRQ_REQ, IRQ_SET_ACTION_TRIGGER))
+        if fd is not None:
+            _signal(fd)
+
+    # Eventfds that the client signals.
+
+    def watched(self) -> dict[int, Callable[[], None]]:
+        """Descriptors to poll, and what to call when they are readable."""
+        found: dict[int, Callable[[], None]] = {}
+        for (_, action), fd in self._fds.items():
+            if action == IRQ_SET_ACTION_UNMASK:
+                found[fd] = self.unmask
+            elif action == IRQ_SET_ACTION_MASK:
+                found[fd] = self.mask
+        return found
+
+    # The client's side.
+
+    def set_irqs(self, request: IrqSetRequest, fds: list[int]) -> None:
+        """DEVICE_SET_IRQS. Takes what it keeps out of `fds`. OSError EINVAL for what makes no sense."""
+        self._check(request, fds)
+        kind, action = request.flags & IRQ_SET_DATA_MASK, request.flags & IRQ_SET_ACTIONS
+        if not request.count:
+            self._disable(request.index)
+        elif kind == IRQ_SET_DATA_EVENTFD:
+            self._attach(request.index, action, fds.pop() if fds else None)
+        elif kind == IRQ_SET_DATA_NONE or request.data[0]:
+            if action == IRQ_SET_ACTION_TRIGGER:
+                fd = self._fds.get((request.index, action))
+                if fd is not None:
+                    _signal(fd)  # loopback
+            elif action == IRQ_SET_ACTION_UNMASK:
+                self.unmask()
+            else:
+                self.mask()
+
+    def _check(self, request: IrqSetRequest, fds: list[int]) -> None:
+        flags, index, start, count, data = request.flags, request.index, request.start, request.count, request.data
+        kind, action = flags & IRQ_SET_DATA_MASK, flags & IRQ_SET_ACTIONS
+        if flags & ~(IRQ_SET_DATA_MASK | IRQ_SET_ACTIONS) or kind not in _DATA or action not in _ACTIONS:
+            raise _invalid(f"irq flags {flags:#x}: one kind of data and one action")
+        if index >= NUM_IRQS:
+            raise _invalid(f"irq index {index}")
+        if not count:
+            if start or fds or flags != IRQ_SET_DATA_NONE | IRQ_SET_ACTION_TRIGGER:
+                raise _invalid("a count of 0 disables an index: no data, action TRIGGER, start 0")
+            return
+        if start + count > self.counts[index]:
+            raise _invalid(f"irq {index} has {self.counts[index]}, not {start}+{count}")
+        if action != IRQ_SET_ACTION_TRIGGER and index in (IRQ_ERR, IRQ_REQ):
+            raise _invalid(f"irq {index} cannot be masked")
+        if kind == IRQ_SET_DATA_EVENTFD:
+            if len(fds) not in (0, count) or not all(map(is_eventfd, fds)):
+                raise _invalid(f"{len(fds)} descriptors, not {count} eventfds")
+        elif fds:
+            raise _invalid("descriptors with a request that takes none")
+        if kind == IRQ_SET_DATA_BOOL and len(data) != count:
+            raise _invalid(f"{len(data)} bytes of data for {count}")
+
+    def _attach(self, index: int, action: int, fd: int | None) -> None:
+        old = self._fds.pop((index, action), None)
+        if old is not None:
+            os.close(old)
+        if fd is not None:
+            os.set_blocking(fd, False)  # a full counter must not stop us
+            self._fds[index, action] = fd
+        if index == IRQ_INTX and action == IRQ_SET_ACTION_TRIGGER:
+            self.masked = False
+            self.evaluate()
+
+    def _disable(self, index: int) -> None:
+        for key in [key for key in self._fds if key[0] == index]:
+            os.close(self._fds.pop(key))
+        if index == IRQ_INTX:
+            self.masked = False
+
+    def close(self) -> None:
+        """The client is gone: its eventfds go, nothing is masked, the level stays."""
+        for index in range(NUM_IRQS):
+            self._disable(index)
+
+
+def _signal(fd: int) -> None:
+    with contextlib.suppress(OSError):  # full: it will be seen; anything else: the client's own doing
+        os.eventfd_write(fd, 1)
+
+
+def consume(fd: int) -> bool:
+    """Read an eventfd that the client signals. False if there was nothing."""
+    try:
+        os.eventfd_read(fd)
+    except OSError:
+        return False
+    return True

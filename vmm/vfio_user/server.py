@@ -1,0 +1,252 @@
+"""The loop that serves one PCI function on a UNIX socket.
+
+    from devices import PciDevice, serve
+    serve(Thermometer(), "/run/thermometer.sock")
+
+One client at a time has the device; another one is shown the door. When the client goes, whatever way, its memory and
+eventfds go with it and the device keeps its state for the next. The device's code runs on the thread of `run`.
+
+DMA to memory that the client did not share goes by message, and a client may not be able to serve it while it waits
+for a reply itself (QEMU is not). So a write is acknowledged before the device's own DMA waits for anything, commands
+are carried out while it waits, and a DMA read from inside a register *read* is given up after a while.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from typing import TYPE_CHECKING, cast
+
+from devices.pci.bus import PciBus, pirq_of
+from devices.vfio_host import HostBoard
+from vmm.clock import HostClock
+from vmm.errors import ConfigError
+from vmm.trace import Trace
+from vmm.vfio_user import protocol as p
+from vmm.vfio_user.dma import DmaMemory
+from vmm.vfio_user.endpoint import Endpoint
+from vmm.vfio_user.interrupts import consume
+from vmm.vfio_user.protocol import Command
+from vmm.vfio_user.transport import Connection, PeerGone, listen
+
+if TYPE_CHECKING:
+    from devices.pci.device import PciDevice
+    from vmm.memory import GuestMemory
+    from vmm.vfio_user.stream import Message
+
+DMA_PATIENCE = 2.0
+"""Seconds that a DMA by message may take: less than the time after which QEMU gives up waiting for our reply."""
+BATCH = 64
+"""Messages that are carried out before timers and eventfds get their turn."""
+MAX_DEPTH = 8
+"""How deep commands may be carried out inside waits for DMA; a client that goes deeper is answered later."""
+
+
+class Server:
+    """Serves `device`, which is not realized yet, at `path`. InUse or ConfigError if that cannot be."""
+
+    def __init__(self, device: PciDevice, path: str) -> None:
+        self.device = device
+        self.path = path
+        self.clock = HostClock()
+        self.trace = Trace(self.clock.now)
+        self._messenger = _Messenger(self)
+        self.memory = DmaMemory(self._messenger)
+        self._connection: Connection | None = None
+        self._stopped = False
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        try:
+            self.endpoint = self._realize()
+            self._listener = listen(path)
+        except BaseException:
+            device.unwind()
+            os.close(self._wake)
+            raise
+
+    def _realize(self) -> Endpoint:
+        device = self.device
+        if device.bus is not None:
+            raise ConfigError(f"{device.driver}: the device is on a bus already; serve a new one")
+        device.bus = bus = PciBus("vfio-user")
+        # Devices reach memory by `read` and `write`, which is what both have.
+        device.realize(HostBoard(cast("GuestMemory", self.memory), self.clock, self.trace))
+        endpoint = Endpoint(device, self.memory)
+        if device.interrupt_pin:
+            bus.pirqs[pirq_of(device.devfn, device.interrupt_pin)].connect(endpoint.interrupts.set_level)
+        return endpoint
+
+    @property
+    def connected(self) -> bool:
+        """A client has the device."""
+        return self._connection is not None
+
+    # The loop.
+
+    def run(self) -> None:
+        """Serve until `stop`."""
+        while not self._stopped:
+            self.turn(None)
+
+    def stop(self) -> None:
+        """Make `run` return. Safe from other threads and from signal handlers."""
+        self._stopped = True
+        os.eventfd_write(self._wake, 1)
+
+    def turn(self, timeout: float | None = 0) -> None:
+        """Wait until there is something to do, for `timeout` seconds at most, and do it."""
+        self._run_timers()
+        due = self.clock.next_deadline()
+        if due is not None:
+            left = max(0, due - self.clock.now()) / 1e9
+            timeout = left if timeout is None else min(timeout, left)
+        ready = self._poll(timeout)
+        self._run_timers()
+        if self._connection is not None:
+            # Also when only an eventfd is ready: what the client sent before it signalled comes first.
+            self._serve(BATCH)
+        for fd, action in self.endpoint.interrupts.watched().items():
+            if fd in ready and consume(fd):
+                action()
+        if self._listener.fileno() in ready:
+            self._accept()
+        if self._wake in ready:
+            consume(self._wake)
+
+    def _run_timers(self) -> None:
+        try:
+            self.clock.run_due()
+        except Exception:
+            self.endpoint.show_fault()
+
+    def _poll(self, timeout: float | None) -> set[int]:
+        poller = select.poll()
+        poller.register(self._wake, select.POLLIN)
+        poller.register(self._listener, select.POLLIN)
+        if self._connection is not None and self._connection.closed:
+            timeout = 0
+        elif self._connection is not None:
+            poller.register(self._connection, select.POLLIN)
+            for fd in self.endpoint.interrupts.watched():
+                poller.register(fd, select.POLLIN)
+        return {fd for fd, _ in poller.poll(None if timeout is None else timeout * 1000)}
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:  # it went away before we looked, or there is no descriptor left for it
+            return
+        if self._connection is None:
+            self._connection = Connection(sock)
+        else:
+            sock.close()
+
+    def _serve(self, limit: int) -> None:
+        """Carry out what the client has sent."""
+        connection = self._connection
+        try:
+            for _ in range(limit):
+                if connection is None or connection.closed:
+                    break
+                message = connection.receive()
+                if message is None:
+                    return
+                self._dispatch(connection, message)
+        except PeerGone:
+            pass
+        else:
+            if connection is not None and not connection.closed:
+                return
+        self._disconnect(connection)
+
+    def _dispatch(self, connection: Connection, message: Message) -> None:
+        if message.is_reply and not message.fault and self._messenger.take_reply(message):
+            return
+        reply = self.endpoint.handle(message)
+        if reply is not None and message.wants_reply:
+            connection.send(reply)
+        if self.endpoint.rejected:
+            raise PeerGone("the client did not negotiate")
+
+    def _disconnect(self, connection: Connection | None) -> None:
+        if connection is not None:
+            connection.close()
+        if self._connection is connection:
+            self._connection = None
+            self.endpoint.disconnect()
+
+    def close(self) -> None:
+        """Ask the client to let go, hang up, switch the device off, remove the socket."""
+        self.endpoint.interrupts.request_release()
+        self._disconnect(self._connection)
+        self._listener.close()
+        if os.path.exists(self.path):  # noqa: PTH110 (as given)
+            os.unlink(self.path)  # noqa: PTH108
+        self.device.unrealize()
+        os.close(self._wake)
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Messenger:
+    """DMA by message. A wait carries out commands meanwhile; that may lead to further waits inside."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._next_id = 0
+        self._waiting: dict[int, Message | None] = {}
+        self._depth = 0
+
+    def take_reply(self, message: Message) -> bool:
+        """Whether the message answers a command of ours, also one that was given up."""
+        message.close()
+        if message.msg_id in self._waiting:
+            self._waiting[message.msg_id] = message
+        return message.command in (Command.DMA_READ, Command.DMA_WRITE)
+
+    def dma_read(self, address: int, count: int) -> bytes | None:
+        """Memory of the client; None if it refused, did not answer in time, or is gone."""
+        reply = self._exchange(Command.DMA_READ, p.DMA_ACCESS.pack(address, count))
+        if reply is None or reply.failure or len(reply.payload) != p.DMA_ACCESS.size + count:
+            return None
+        return reply.payload[p.DMA_ACCESS.size :]
+
+    def dma_write(self, address: int, data: bytes) -> None:
+        """Store into memory of the client, in order with everything that follows."""
+        self._exchange(Command.DMA_WRITE, p.DMA_ACCESS.pack(address, len(data)) + data)
+
+    def _exchange(self, command: int, payload: bytes) -> Message | None:
+        server = self._server
+        connection = server._connection
+        if connection is None or connection.closed or self._depth >= MAX_DEPTH:
+            return None
+        self._next_id = msg_id = self._next_id + 1 & 0xFFFF
+        self._waiting[msg_id] = None
+        self._depth += 1
+        try:
+            for early in server.endpoint.acknowledge():
+                connection.send(early)
+            connection.send(p.command_bytes(msg_id, command, payload))
+            deadline = time.monotonic() + DMA_PATIENCE
+            while self._waiting[msg_id] is None:
+                message = connection.wait(deadline)
+                if message is None:
+                    return None
+                server._dispatch(connection, message)
+            return self._waiting[msg_id]
+        except PeerGone:
+            connection.close()  # the loop clears up
+            return None
+        finally:
+            self._depth -= 1
+            del self._waiting[msg_id]
+
+
+def serve(device: PciDevice, path: str) -> None:
+    """Serve a device at a UNIX socket until the process is told to end (SIGINT raises KeyboardInterrupt as ever)."""
+    with Server(device, path) as server:
+        server.run()
