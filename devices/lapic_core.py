@@ -148,7 +148,7 @@ class LapicCore(order.State):
         trace: Trace,
         *,
         tsc: Callable[[], int] | None = None,
-        tsc_hz: int = BUS_HZ,
+        tsc_hz: Callable[[], float] = lambda: BUS_HZ,
         x2apic: bool = True,
         suppress_eoi: bool = False,
         cmci: bool = False,

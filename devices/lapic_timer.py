@@ -28,8 +28,10 @@ _FAR_NS = 1 << 62
 
 
 class LapicTimer(order.State):
-    """`expired()` is called when the count reaches zero. `tsc()` reads the guest's time stamp counter, `tsc_hz` is its
-    rate; without them there is no TSC-deadline mode. `clock` is None under the explorer: then nothing expires.
+    """`expired()` is called when the count reaches zero. `clock` is None under the explorer: then nothing expires.
+
+    `tsc()` reads the guest's time stamp counter; without it there is no TSC-deadline mode. `tsc_hz()` is its rate; it
+    takes a while to measure, so only a deadline asks for it.
     """
 
     WIRING = ("clock", "expired", "timer", "tsc", "tsc_hz")
@@ -43,7 +45,7 @@ class LapicTimer(order.State):
         clock: ClockLike | None,
         expired: Callable[[], None],
         tsc: Callable[[], int] | None = None,
-        tsc_hz: int = BUS_HZ,
+        tsc_hz: Callable[[], float] = lambda: BUS_HZ,
     ) -> None:
         self.clock = clock
         self.expired = expired
@@ -157,7 +159,7 @@ class LapicTimer(order.State):
             self.due = 0
             self.expired()
         else:
-            self._arm(self.clock.now() + min(-(-left * 1_000_000_000 // self.tsc_hz), _FAR_NS))
+            self._arm(self.clock.now() + min(-(-left * 1_000_000_000 // round(self.tsc_hz())), _FAR_NS))
 
     def _fire(self) -> None:
         if self.mode == TSC_DEADLINE:

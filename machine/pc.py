@@ -31,7 +31,6 @@ from machine.cpu_model import CpuModel
 from machine.machine import Machine
 from machine.processor import Processor, Processors, X86Cpu
 from vmm.boot import acpi, firmware, flat, loader
-from vmm.clock import NS_PER_SEC
 from vmm.errors import ConfigError, EngineRefused
 from vmm.kernel.files import DescriptorTable
 from vmm.kernel.gsi import KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, AckNotifier, Route
@@ -161,7 +160,6 @@ class PcMachine(Machine):
         model = CpuModel(self.config.cpu_model, self.config.cpu_options)
         self.processors = Processors(self.ports, self.mmio, model, pending, drain)
         self.engine: Engine | None = None
-        tsc_hz = NS_PER_SEC
         tsc = self.clock.now
         if self.config.accel == "tcg":
             from vmm.cpu.unicorn.engine import UnicornEngine
@@ -169,7 +167,6 @@ class PcMachine(Machine):
             engine = UnicornEngine(self.memory.ram, self.config.ram_size, self.config.cpus, self.processors)
             self.engine = engine
             self.holdings.hold("engine", engine.name, engine.close)
-            tsc_hz = round(engine.tsc_hz)
             self.warnings += model.missing(lambda leaf: engine.cpuid_table.get(leaf, 0, osxsave=True))
         elif self.config.accel == "qtest":
             from vmm.cpu.none import NoneEngine
@@ -190,7 +187,7 @@ class PcMachine(Machine):
                 self.clock,
                 self.trace,
                 tsc=tsc if model.tsc_deadline else None,
-                tsc_hz=tsc_hz,
+                tsc_hz=self._tsc_hz,
                 x2apic=model.x2apic,
             )
             self.holdings.hold("lapic", str(index), processor.lapic.close)
@@ -199,6 +196,10 @@ class PcMachine(Machine):
         self.pic.output = self.processors.pic_output
         self.pic.changed = self.processors.interrupts_changed
         self.pic.accepts = lambda: any(p.lapic.accept_pic_intr for p in self.processors.all)
+
+    def _tsc_hz(self) -> float:
+        assert self.engine is not None
+        return self.engine.tsc_hz
 
     def cpus(self) -> Sequence[Device]:
         """The CPUs, in order."""

@@ -175,7 +175,7 @@ def deadline_timer(tsc_hz=2_000_000_000):
     chips = Chips()
     now = chips.clock.now
     chips.cpus[0].close()
-    chips = Chips(tsc=lambda: now() * tsc_hz // 1_000_000_000, tsc_hz=tsc_hz)
+    chips = Chips(tsc=lambda: now() * tsc_hz // 1_000_000_000, tsc_hz=lambda: tsc_hz)
     now = chips.clock.now
     apic = chips.cpus[0]
     apic.mmio_write(r.LVT_TIMER, 4, DEADLINE | VECTOR)
