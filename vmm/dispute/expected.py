@@ -183,7 +183,7 @@ ROWS: Final = (
                 (V5, HOLDS),
                 "S",
                 "The irqfd has a new source, the eoifd listens on the old one: the EOI lowers nothing and tells "
-                "nobody. The line is stuck and the device is dead. (That a second eoifd of the same pair is EBUSY is R.)",
+                "nobody. The line is stuck, the device dead. (That a second eoifd of the same pair is EBUSY is R.)",
                 """
                 I+ e1 g | ok    | 1 | low |
                 E+ e2 e1| ok    | 1 | low |

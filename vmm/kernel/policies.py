@@ -17,8 +17,8 @@ with irqfds.lock held, and everything else is the same code. What each comes to:
 
 A rule with an eoifd takes options, `NAME:OPTION=VALUE:...`, as in `eoifd-v5:eoifd-close=deassigns`:
 
-* `eoifd-close`: the last close of an eoifd `deassigns` it, as the thread says, or is `ignored` until the VM goes, as was
-  said of version 5 when 6 was posted. The default is `ignored` for `eoifd-v5`, `deassigns` for the others.
+* `eoifd-close`: the last close of an eoifd `deassigns` it, as the thread says, or is `ignored` until the VM goes, as
+  was said of version 5 when 6 was posted. The default is `ignored` for `eoifd-v5`, `deassigns` for the others.
 * `deassert`: how an EOI knows that the line was ours. By an `asserted-flag` of the source (patch 2 of version 5, the
   default), or `clear-irq`, the old value of the source's bit at the chip (`kvm_clear_irq`, patches 3 and 4).
 * `edge-on-gsi`, of `assign-busy`: an edge irqfd on the GSI of a bound pair is `allowed` (default) or `refused`.
@@ -57,6 +57,8 @@ class Policy:
     """What may be chosen, the default first."""
     holds_file: ClassVar[bool] = False
     """An eoifd holds a reference of the file of its irqfd's eventfd, not only of the context."""
+    unbinds_eoifds: ClassVar[bool] = False
+    """The interface says that an eoifd is unbound when its irqfd goes."""
     source_first: ClassVar[bool] = True
     """Assign takes a source id before it looks at its descriptors, as version 5 did."""
 
@@ -137,6 +139,7 @@ class EoifdFollowsIrqfd(Policy):
     """
 
     name = "eoifd-follows-irqfd"
+    unbinds_eoifds = True
 
     def irqfd_deactivated(self, irqfds: EoiIrqfds, irqfd: LevelIrqfd) -> None:
         bound = irqfds.bound_to(irqfd)
