@@ -55,9 +55,11 @@ class Processor:
             vector = lapic.pending
         if vector != self._armed:
             self._armed = vector
+            slept = self.vcpu.halted
             self.vcpu.set_interrupt(vector)
-            if vector is not None:
-                self._loop.wake()
+            if vector is not None and slept:
+                # Another CPU may be waiting for this one in a loop: give it a turn now, not when the slice is over.
+                self._loop.preempt(self.vcpu.index)
 
     def acknowledged(self, vector: int) -> None:
         """The CPU took `vector`: the interrupt acknowledge cycle of the chip that offered it."""
@@ -74,7 +76,7 @@ class Processor:
 
     def nmi(self) -> None:
         self.vcpu.nmi()
-        self._loop.wake()
+        self._loop.preempt(self.vcpu.index)
 
     def smi(self) -> None:
         """No system management mode here: an SMI does nothing, as on a CPU whose firmware set none up."""
@@ -86,7 +88,7 @@ class Processor:
 
     def sipi(self, vector: int) -> None:
         self.vcpu.sipi(vector)
-        self._loop.kick()
+        self._loop.preempt(self.vcpu.index)
 
     def reset(self) -> None:
         """Power-on: the engine's vCPU starts over with nothing armed."""

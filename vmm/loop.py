@@ -96,6 +96,15 @@ class Loop:
             self.engine.kick()
         self.wake()
 
+    def preempt(self, index: int) -> None:
+        """A vCPU woke up: end the slice of another that runs, or the sleep."""
+        engine = self.engine
+        if self._slice_end and engine is not None:
+            if engine.current != index:
+                engine.kick()
+        else:
+            self.wake()
+
     def wake(self) -> None:
         """End the sleep: something became runnable, due or pending."""
         idle = self._idle
