@@ -26,7 +26,8 @@ KERNEL_ROUNDS = 5_000
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One row. `unit`: "ms" and "us" (µs) are better small, "/s" is better big. `aim`: what we want to reach."""
+    """One row. `unit`: "ms" (of a start) and "us" (µs) are better small, "/s" is better big. `aim`: what we want to
+    reach."""
 
     name: str
     what: str
