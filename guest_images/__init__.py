@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-IMAGES = ("intx_loop", "hotplug", "smp", "exits")
+IMAGES = ("intx_loop", "hotplug", "smp", "smp_intx", "exits")
 """Names `path` knows."""
 
 DEBUG_EXIT_PORT = 0xF4
@@ -77,6 +77,17 @@ SMP_CPU = re.compile(r"^smp: cpu (?P<cpu>\d+) ipis (?P<ipis>\d+) broadcasts (?P<
 """One line per application processor, by APIC id."""
 SMP_CYCLES = re.compile(r"^smp: cycles (?P<cycles>\d+)$", re.MULTILINE)
 SMP_DONE = "smp: done"
+
+SMP_INTX_DEVICE = re.compile(
+    r"^smp_intx: dev (?P<device>[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]) pin (?P<pin>\d+)"
+    r" raised (?P<raised>\d+) handled (?P<handled>\d+)$",
+    re.MULTILINE,
+)
+SMP_INTX_CPU = re.compile(
+    r"^smp_intx: cpu (?P<cpu>\d+) handled (?P<handled>\d+) spurious (?P<spurious>\d+)$", re.MULTILINE
+)
+"""One line per processor, by APIC id."""
+SMP_INTX_DONE = "smp_intx: done"
 
 EXITS_TIMED = re.compile(r"^exits: (?P<kind>[a-z-]+) (?P<count>\d+) cycles (?P<cycles>\d+)$", re.MULTILINE)
 """One line for each kind of exit: TSC cycles of all `count` of them."""

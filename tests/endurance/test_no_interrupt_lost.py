@@ -12,6 +12,7 @@ from vmm.attribution import Attribution
 
 INTERRUPTS = size(1_000, 100_000)
 SHARED = size(500, 50_000)
+BY_ANY_CPU = size(200, 25_000)
 BY_THEMSELVES = size(300, 20_000)
 
 
@@ -55,6 +56,26 @@ def test_two_devices_on_one_pin_lose_no_interrupt_and_each_spurious_one_has_a_ca
     assert check_counts(guest, devices, SHARED) == len(trace.spurious)
     assert trace.unattributed == []
     assert trace.taken >= SHARED
+
+
+@pytest.mark.parametrize("append", ["", "rotate"], ids=["lowest priority", "rotating"])
+@pytest.mark.parametrize("cpus", [2, 4])
+@pytest.mark.parametrize("ioapic", ["kvm", "qemu"])
+def test_interrupts_that_any_cpu_raises_and_any_cpu_handles_are_all_handled(vm, ioapic, cpus, append):
+    roads = (EDU, IRQFD, IRQFD, FORWARDED)
+    trace = Attribution()
+    options = {"ioapic": ioapic}
+    guest, devices = boot(vm, "smp_intx", f"n={BY_ANY_CPU} {append}", roads, trace, cpus=cpus, options=options)
+    assert guest.wait_exit() == PASSED
+    lines = list(g.SMP_INTX_DEVICE.finditer(guest.serial))
+    assert [(int(line["raised"]), int(line["handled"])) for line in lines] == [(BY_ANY_CPU, BY_ANY_CPU)] * len(roads)
+    assert [device.stats()["raised"] for device in devices] == [BY_ANY_CPU] * len(roads)
+    processors = list(g.SMP_INTX_CPU.finditer(guest.serial))
+    assert sum(int(cpu["handled"]) for cpu in processors) == len(roads) * BY_ANY_CPU
+    if append:
+        assert all(int(cpu["handled"]) > 0 for cpu in processors)
+    assert sum(int(cpu["spurious"]) for cpu in processors) == len(trace.spurious)
+    assert trace.unattributed == []
 
 
 class Interrupter:

@@ -128,3 +128,11 @@ def test_smp_starts_every_processor_and_loses_no_ipi(cpus):
 
 def _device(guest: QemuGuest, slot: int) -> dict:
     return next(d for d in guest.qmp("query-pci")[0]["devices"] if d["slot"] == slot)
+
+
+@pytest.mark.parametrize("append", ["n=50", "n=50 rotate"])
+def test_smp_intx_handles_what_every_processor_raises(append):
+    with QemuGuest("smp_intx", append, "-smp", "3", "-device", "edu,addr=4", "-device", "edu,addr=8") as guest:
+        assert guest.finish() == PASSED
+    assert [m.group("raised", "handled") for m in g.SMP_INTX_DEVICE.finditer(guest.console)] == [("50", "50")] * 2
+    assert sum(int(m["handled"]) for m in g.SMP_INTX_CPU.finditer(guest.console)) == 100
