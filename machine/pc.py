@@ -79,6 +79,7 @@ class PcMachine(Machine):
     max_cpus = 64
     properties = (
         Property("kernel-irqchip", "str", None, "on, off or split; the chips are ours under every engine"),
+        Property("pit", "bool", True, "off: there is no 8254"),
         Property("ioapic", "str", None, "whose IOAPIC: kvm (version 0x11) or qemu (version 0x20)"),
         Property("irqfd-era", "str", None, "how the kernel's irqfd behaved when: v5, 3.8, 5.11, 6.3, 6.18 (default)"),
         Property("irqfd-policy", "str", None, "what becomes of an eoifd without its irqfd: see docs/eoifd.md"),
@@ -252,9 +253,10 @@ class PcMachine(Machine):
 
     def _build_isa(self) -> None:
         config = self.config
-        self.pit = self.make(I8254)
-        self.add_board_device(self.pit)
-        self.kvm.gsis.register(AckNotifier(0, self.pit.watch_acks()))
+        if self.values["pit"]:
+            pit = self.make(I8254)
+            self.add_board_device(pit)
+            self.kvm.gsis.register(AckNotifier(0, pit.watch_acks()))
         self.rtc = self.make(Mc146818, base=config.rtc_base)
         self.add_board_device(self.rtc)
         self.add_board_device(self.make(I8042))
