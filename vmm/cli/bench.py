@@ -1,8 +1,8 @@
 """`vintx bench`: what our machine costs, beside Debian's QEMU on the same guest images in the same run.
 
 Both are measured alike: from outside, by the wall clock, for starts; by the guest, in cycles of the time stamp counter,
-for exits and interrupts. The two take turns, so that a busy host meets both. A start is the median of the runs, anything
-else the best of them: whatever a host does besides can only make it worse.
+for exits and interrupts. The two take turns, so that a busy host meets both. A start is the median of the runs, all else
+is the best of them: whatever a host does besides can only make it worse.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ def _rows(wanted: list[Figure], values: dict[str, Values]) -> list[dict[str, Any
 def _table(wanted: list[Figure], values: dict[str, Values]) -> Table:
     table = Table(box=None, pad_edge=False)
     for title in ("name", "what", "ours", "qemu", "ratio", "aim", "unit"):
-        table.add_column(title, justify="right" if title in ("ours", "qemu", "ratio", "aim") else "left", no_wrap=True)
+        numeric = title in ("ours", "qemu", "ratio", "aim")
+        table.add_column(title, justify="right" if numeric else "left", no_wrap=title != "what")
     for row in _rows(wanted, values):
         numbers = [_number(row[column]) for column in ("ours", "qemu", "ratio", "aim")]
         table.add_row(row["name"], row["what"], *numbers, row["unit"])
