@@ -1,8 +1,8 @@
 """`vintx bench`: what our machine costs, beside Debian's QEMU on the same guest images in the same run.
 
 Both are measured alike: from outside, by the wall clock, for starts; by the guest, in cycles of the time stamp counter,
-for exits and interrupts. The two take turns, so that a busy host meets both. A start is the median of the runs, all else
-is the best of them: whatever a host does besides can only make it worse.
+for exits and interrupts. The two take turns, so that a busy host meets both. A start is the median of the runs; all
+else is the best of them: whatever a host does besides can only make it worse.
 """
 
 from __future__ import annotations
