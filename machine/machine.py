@@ -78,6 +78,9 @@ class MachineConfig:
     name: str | None = None
     uuid: str = "00000000-0000-0000-0000-000000000000"
     rtc_base: str = "utc"
+    boot_order: str = ""
+    """Drive letters in the order to boot from, of a c d n; only told to the guest (CMOS)."""
+    boot_menu: bool = False
     fw_cfg: list[tuple[str, bytes]] = field(default_factory=list)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from devices.acpi_pm import AcpiPm
 from devices.apic_bus import ApicBus
 from devices.device import Property
-from devices.fw_cfg import MAX_CPUS, NB_CPUS, RAM_SIZE, FwCfg
+from devices.fw_cfg import BOOT_MENU, MAX_CPUS, NB_CPUS, RAM_SIZE, FwCfg
 from devices.i8042 import I8042
 from devices.i8254 import I8254
 from devices.i8259 import I8259
@@ -261,7 +261,9 @@ class PcMachine(Machine):
         self.add_board_device(self.rtc)
         self.add_board_device(self.make(I8042))
         self.add_board_device(self.make(Port92))
+        self._boot_order = cmos_boot_order(config.boot_order or "cad")
         self.fw_cfg = self.make(FwCfg)
+        self.fw_cfg.add_u16(BOOT_MENU, config.boot_menu)
         self.fw_cfg.add_u16(NB_CPUS, config.cpus)
         self.fw_cfg.add_u16(MAX_CPUS, config.max_cpus or config.cpus)
         self.fw_cfg.add_u64(RAM_SIZE, config.ram_size)
@@ -288,7 +290,7 @@ class PcMachine(Machine):
         registers = None
         self.rtc.set_memory(self.config.ram_size)
         self.rtc.set_cpus(self.config.cpus)
-        self.rtc.set_equipment()
+        self.rtc.set_equipment(self._boot_order)
         if self.config.accel != "qtest":
             firmware.run(self.processors)
             for piece in acpi.tables(self.config.cpus):
@@ -311,6 +313,17 @@ class PcMachine(Machine):
 
     def query_pci(self) -> Sequence[Any]:
         return [self.pci.query()]
+
+
+def cmos_boot_order(letters: str) -> int:
+    """What CMOS 0x3d and 0x38 hold for `-boot order=`: the first three devices. ConfigError for another letter."""
+    codes = []
+    for letter in letters:
+        if letter not in "acdn":
+            raise ConfigError(f"Invalid boot device for PC: '{letter}'")
+        codes.append("acdn".index(letter) + 1)
+    first, second, third = (codes + [0, 0, 0])[:3]
+    return second << 12 | first << 8 | third << 4
 
 
 def _guest_tsc(vcpu: Any) -> int:

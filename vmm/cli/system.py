@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vmm.qmp.char_monitor import CharMonitor
 
 _PR_SET_PDEATHSIG = 1
+_MONITOR_OPTION = {"control": "qmp", "readline": "monitor"}
 ACCELERATORS = ("qtest", "tcg")
 
 
@@ -86,7 +87,7 @@ def _run(config: Config) -> int:
             with _blaming(f"-device {given.words}"):
                 machine.device_add(given.values, given.from_text)
         monitors = [
-            (_backend(f"-mon {spec.where}", spec.where, f"compat_monitor{n}", chardevs), spec)
+            (_backend(f"-{_MONITOR_OPTION[spec.mode]} {spec.where}", spec.where, f"compat_monitor{n}", chardevs), spec)
             for n, spec in enumerate(config.monitors)
         ]
         if config.qtest is not None:
@@ -183,7 +184,12 @@ def _build(config: Config, accel: str, serial: list[CharBackend | None], chardev
         name=config.name or None,
         uuid=config.uuid,
         rtc_base=config.rtc_base,
+        boot_order=config.boot.get("order", ""),
+        boot_menu=config.boot.get("menu", "off") in ("on", "yes"),
     )
+    for name in config.boot:
+        if name not in ("order", "menu"):
+            raise UsageError(f"-boot {name}: not supported; there is no firmware that would heed it")
     if config.ram_size is not None:
         settings.ram_size = config.ram_size
     for item in config.fw_cfg:
