@@ -322,7 +322,7 @@ def cmos_boot_order(letters: str) -> int:
         if letter not in "acdn":
             raise ConfigError(f"Invalid boot device for PC: '{letter}'")
         codes.append("acdn".index(letter) + 1)
-    first, second, third = (codes + [0, 0, 0])[:3]
+    first, second, third = [*codes, 0, 0, 0][:3]
     return second << 12 | first << 8 | third << 4
 
 

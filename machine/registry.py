@@ -52,6 +52,7 @@ _DEVICES = {
     "PIIX4_PM": "devices.pci.piix3:Piix4Pm",
     "qemu64-x86_64-cpu": "machine.processor:X86Cpu",
     "vfio-pci": "devices.vfio_pci:VfioPci",
+    "vfio-user-pci": "devices.vfio_user_pci:VfioUserPci",
 }
 _OBJECTS = {"vfio-host-device": "devices.vfio_host:VfioHostDevice"}
 _MACHINES = {"pc": "machine.pc:PcMachine", "none": "machine.none:NoneMachine"}
