@@ -4,9 +4,9 @@
 that puts them at ports 0x20, 0xa0 and 0x4d0 (ELCR).
 
 Two personalities, because the real models differ. `kvm` is the kernel's irqchip: a slave request reaches the master
-as a pulse, the special mask is stored and ignored, a poll answers with the bare pin, ICW1 keeps the in-service
+as a pulse, the special mask is stored and ignored, a poll that finds nothing answers 7, ICW1 keeps the in-service
 register and leaves INT as it is until the chip is next looked at. `qemu` is QEMU's isa-i8259: the slave's INT is a
-level on IR2, the special mask works, a poll answers 0x80 | pin, and ICW1 clears everything but ELCR.
+level on IR2, the special mask works, such a poll answers 0, and ICW1 clears everything but ELCR.
 Ref: 8259A data sheet (order 231468), "Programming the 8259A"; 82371AB (PIIX4), 4.2.4 for ELCR.
 """
 
@@ -433,7 +433,7 @@ class Pic(order.State):
         self._clear_isr(chip, pin)
         if chip is self.slave or pin != CASCADE:
             self._update(chip)
-        return pin
+        return 0x80 | pin
 
     def write(self, chip: PicChip, offset: int, value: int) -> None:
         """A write of the chip's even (ICW1, OCW2, OCW3) or odd port (ICW2-4, OCW1)."""

@@ -45,6 +45,7 @@ def run(*arguments):
         ("kvm-ioapic.json", "330 sequences, 7803 steps, 0 differ (kvm, "),
         ("kvm-ioapic-smp.json", "36 sequences, 1877 steps, 0 differ (kvm, "),
         ("kvm-ioapic-fuzz.json", "60 sequences, 1699 steps, 0 differ (kvm, "),
+        ("kvm-pic.json", "32 sequences, 898 steps, 0 differ (kvm, "),
         ("qemu-ioapic.json", "103 sequences, 3142 steps, 0 differ (qemu, "),
     ],
 )
@@ -160,6 +161,8 @@ def test_what_cannot_be_done_is_said_and_ends_with_one(capsys, arguments, compla
         (["efd_write", "a"], "no eventfd 'a'"),
         (["redir", 5, "xyz"], "hexadecimal"),
         (["mmio", "w24", 0], "w24"),
+        (["in", 0x70], "port 0x70"),
+        (["set_pic", 0, "zz"], "hexadecimal"),
     ],
 )
 def test_damaged_operation_is_named(tmp_path, capsys, op, complaint):

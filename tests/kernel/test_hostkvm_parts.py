@@ -113,7 +113,7 @@ def test_ioctl_numbers_are_the_kernels(name, number):
 def test_every_operation_of_the_guest_begins_where_its_table_says():
     image = hostkvm_guest._image()
     count = len(hostkvm_guest.OPERATIONS)
-    table = struct.unpack_from(f"<{count}Q", image, 0x70)
+    table = struct.unpack_from(f"<{count}Q", image, 0x80)
     starts = dict(zip(hostkvm_guest.OPERATIONS, (image[address - 0x10000 :][:2] for address in table), strict=True))
     assert starts == {
         "ready": b"\xe6\x10",  # out 0x10, al
@@ -128,6 +128,8 @@ def test_every_operation_of_the_guest_begins_where_its_table_says():
         "wreg": b"\xbb\x00",  # mov ebx, 0xfec00000
         "window": b"\xfb\xf3",  # sti; pause
         "popcnt": b"\xf3\x48",
+        "in8": b"\x89\xf2",  # mov edx, esi
+        "out8": b"\x89\xf2",
     }
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from devices.ioapic import REMOTE_IRR
 from vmm.errors import ConfigError, EngineError
 from vmm.vectors.fuzz import compare, find, fuzz
-from vmm.vectors.generate import generate
+from vmm.vectors.generate import Sequence, generate
 from vmm.vectors.kvm import KvmReplay
 from vmm.vectors.shrink import shrink
 
@@ -48,20 +48,20 @@ def test_equal_sides_have_no_difference():
 def test_difference_is_found_and_every_operation_left_is_needed(cpus):
     report = fuzz(range(100), KvmReplay, Forgetful, cpus=cpus)
     (finding,) = report.findings
-    names = [op[0] for op in finding.ops]
+    names = [op[0] for op in finding.sequence.ops]
     assert len(names) <= 7
     assert names[-1] == "eoi"
     assert "inta" in names
-    assert compare(finding.ops, cpus, KvmReplay, Forgetful) == len(finding.ops)
-    for place in range(len(finding.ops)):
-        shorter = finding.ops[:place] + finding.ops[place + 1 :]
+    assert compare(finding.sequence, KvmReplay, Forgetful) == len(finding.sequence.ops)
+    for place in range(len(finding.sequence.ops)):
+        shorter = finding.sequence.ops[:place] + finding.sequence.ops[place + 1 :]
         with contextlib.suppress(ConfigError):  # without the eventfd that a later operation names
-            assert compare(shorter, cpus, KvmReplay, Forgetful) is None
+            assert compare(finding.sequence._replace(ops=shorter), KvmReplay, Forgetful) is None
 
 
 def test_finding_shows_both_traces_and_where_they_part():
     ops = [["redir", 5, "0000000000008051"], ["line", 5, 1], ["line", 5, 0], ["inta"], ["tpr", 0, 0], ["eoi"]]
-    text = str(find(7, 1, ops, KvmReplay, Forgetful))
+    text = str(find(Sequence(7, 1, ops), KvmReplay, Forgetful))
     assert text.splitlines()[0] == "seed 7, 1 CPU: differs after 5 operations (of 6)"
     assert '  5 ["eoi"]' in text
     assert 'model:  redir {"5":"0000000000008051"}, cpu' in text
@@ -71,7 +71,7 @@ def test_finding_shows_both_traces_and_where_they_part():
 
 def test_exception_of_the_model_is_a_finding():
     (finding,) = fuzz(range(100), Crashing, KvmReplay).findings
-    assert [op[0] for op in finding.ops] == ["tpr"]
+    assert [op[0] for op in finding.sequence.ops] == ["tpr"]
     assert "raised ZeroDivisionError" in str(finding)
 
 
@@ -100,8 +100,8 @@ def test_vms_are_closed_when_sides_differ():
 
     made = []
 
-    def make(cpus):
-        made.append(Closing(cpus))
+    def make(*setup):
+        made.append(Closing(*setup))
         return made[-1]
 
     fuzz(range(30), KvmReplay, make)
@@ -109,6 +109,15 @@ def test_vms_are_closed_when_sides_differ():
 
 
 # The generator.
+
+
+def test_some_sequences_are_about_the_pics_and_spare_the_canarys_pin():
+    about = [sequence for sequence in map(generate, range(300)) if sequence.default_routing]
+    assert 10 < len(about) < 60
+    ops = [op for sequence in about for op in sequence.ops]
+    assert {"in", "out", "get_pic", "set_pic", "line", "line_status"} == {op[0] for op in ops}
+    assert all(op[1] != 7 for op in ops if op[0].startswith("line"))
+    assert all(op[2] < 0x80 for op in ops if op[:2] == ["out", 0x4D0])
 
 
 def test_seed_gives_the_same_sequence_always():
@@ -137,7 +146,7 @@ def test_no_message_stops_the_guest_that_does_the_accesses(seed, smi):
 @given(st.integers(0, 10**9), st.sampled_from([1, 2]))
 def test_operations_name_cpus_that_there_are(seed, cpus):
     sequence = generate(seed, cpus)
-    assert sequence.cpus == cpus
+    assert sequence.cpus == (1 if sequence.default_routing else cpus)
     assert all(op[1] < cpus for op in sequence.ops if op[0] in ("inta", "eoi", "tpr", "svr"))
 
 

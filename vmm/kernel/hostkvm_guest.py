@@ -6,8 +6,8 @@
     guest.call(cpu, "write32", 0xFEC00000, 0x10)
     guest.call(cpu, "read32", 0xFEC00010)
 
-One KVM_RUN is one act: an MMIO access of any width, a register of the I/O APIC, an interrupt window. So a test
-or a recording decides when which CPU runs guest code. The CPUs share the mailbox; one at a time runs.
+One KVM_RUN is one act: an MMIO access of any width, a port, a register of the I/O APIC, an interrupt window. So
+a test or a recording decides when which CPU runs guest code. The CPUs share the mailbox; one at a time runs.
 
 The code, of which `_CODE` is the binary (GNU as, `.intel_syntax noprefix`, `.code64`, at 0x10000):
 
@@ -46,9 +46,18 @@ The code, of which `_CODE` is the binary (GNU as, `.intel_syntax noprefix`, `.co
      60             jmp ready
      62     popcnt: popcnt rax, rcx         # an instruction that an incomplete emulator lacks
      67             jmp answer
-     69     taken:  out 0x11, al            # every vector's handler; no EOI
-     6b     return: iretq                   # the NMI's
-     70     table:  .quad ready, write8, write16, write32, write64, read8, read16, read32, read64, wreg, window, popcnt
+     69     in8:    mov edx, esi
+     6b             in al, dx
+     6c             movzx eax, al
+     6f             jmp answer
+     71     out8:   mov edx, esi
+     73             mov eax, ecx
+     75             out dx, al
+     76             jmp ready
+     78     taken:  out 0x11, al            # every vector's handler; no EOI
+     7a     return: iretq                   # the NMI's
+     80     table:  .quad ready, write8, write16, write32, write64, read8, read16, read32, read64, wreg, window, popcnt,
+                          in8, out8
 """
 
 from __future__ import annotations
@@ -67,7 +76,7 @@ _CODE = bytes.fromhex(
     "e6108b042500000200"  # ready
     "8b342508000200"
     "488b0c2510000200"
-    "ff24c570000100"
+    "ff24c580000100"
     "880eebdd"  # write8
     "66890eebd8"  # write16
     "890eebd4"  # write32
@@ -80,6 +89,8 @@ _CODE = bytes.fromhex(
     "bb0000c0fe8933894b10eba8"  # wreg
     "fbf390ffc975fafaeb9e"  # window
     "f3480fb8c1ebd9"  # popcnt
+    "89f2ec0fb6c0ebd1"  # in8
+    "89f289c8eeeb88"  # out8
     "e611"  # taken
     "48cf"  # return
 )
@@ -96,12 +107,14 @@ _OFFSETS = {
     "wreg": 0x4C,
     "window": 0x58,
     "popcnt": 0x62,
+    "in8": 0x69,
+    "out8": 0x71,
 }
 OPERATIONS = {name: number for number, name in enumerate(_OFFSETS)}
 READY_PORT, TAKEN_PORT = 0x10, 0x11
 
 _BASE = 0x10000
-_TAKEN, _RETURN, _TABLE = _BASE + 0x69, _BASE + 0x6B, _BASE + 0x70
+_TAKEN, _RETURN, _TABLE = _BASE + 0x78, _BASE + 0x7A, _BASE + 0x80
 _GDT, _IDT = 0x11000, 0x12000
 _MAILBOX = 0x20000
 _STACK_TOP, _STACK_SIZE = 0x38000, 0x1000

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vmm.errors import ConfigError, VintxError
-from vmm.vectors.generate import generate
+from vmm.vectors.generate import Sequence, generate
 from vmm.vectors.shrink import shrink
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from vmm.vectors.kvm_ops import KvmOps
 
     Op = list[Any]
-    Maker = Callable[[int], KvmOps]
-    """Makes a VM with that many CPUs."""
+    Maker = Callable[[int, bool], KvmOps]
+    """Makes a VM with that many CPUs, with default routing or without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +48,17 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A sequence on which the two differ in its last step, and both traces of it."""
+    """A sequence on which the two differ in its last step, and both traces of it. `original`: how long it was."""
 
-    seed: int
-    cpus: int
-    ops: list[Op]
+    sequence: Sequence
     model: list[Step]
     oracle: list[Step]
-    original: list[Op]
+    original: int
 
     def __str__(self) -> str:
-        cpus = f"{self.cpus} CPU{'s' * (self.cpus > 1)}"
-        lines = [f"seed {self.seed}, {cpus}: differs after {len(self.ops)} operations (of {len(self.original)})"]
+        seed, cpus, ops, default_routing = self.sequence
+        setup = f"{cpus} CPU{'s' * (cpus > 1)}{', default routing' * default_routing}"
+        lines = [f"seed {seed}, {setup}: differs after {len(ops)} operations (of {self.original})"]
         for number, (mine, real) in enumerate(zip(self.model, self.oracle, strict=True), 1):
             lines.append(f"{number:3} {json.dumps(mine.op)}")
             if (mine.ret, mine.changed, mine.resampled, mine.crash) == (
@@ -99,11 +98,11 @@ def fuzz(
     report = FuzzReport()
     for seed in seeds:
         sequence = generate(seed, cpus, smi)
-        steps = compare(sequence.ops, sequence.cpus, model, oracle)
+        steps = compare(sequence, model, oracle)
         report.sequences += 1
         report.steps += len(sequence.ops) if steps is None else steps
         if steps is not None:
-            report.findings.append(find(seed, sequence.cpus, sequence.ops[:steps], model, oracle))
+            report.findings.append(find(sequence._replace(ops=sequence.ops[:steps]), model, oracle))
         if on_sequence is not None:
             on_sequence(report)
         if len(report.findings) >= limit:
@@ -111,13 +110,13 @@ def fuzz(
     return report
 
 
-def compare(ops: list[Op], cpus: int, model: Maker, oracle: Maker) -> int | None:
+def compare(sequence: Sequence, model: Maker, oracle: Maker) -> int | None:
     """How many operations it takes until the two differ; None if they do not. ConfigError: an impossible sequence."""
-    real = oracle(cpus)
+    real = oracle(sequence.cpus, sequence.default_routing)
     try:
-        mine = model(cpus)
+        mine = model(sequence.cpus, sequence.default_routing)
         try:
-            for number, op in enumerate(ops, 1):
+            for number, op in enumerate(sequence.ops, 1):
                 crash, ret = _try(mine, op)
                 real_crash, real_ret = _try(real, op)
                 if crash or real_crash or ret != real_ret or mine.resampled != real.resampled:
@@ -131,19 +130,19 @@ def compare(ops: list[Op], cpus: int, model: Maker, oracle: Maker) -> int | None
     return None
 
 
-def find(seed: int, cpus: int, ops: list[Op], model: Maker, oracle: Maker) -> Finding:
+def find(sequence: Sequence, model: Maker, oracle: Maker) -> Finding:
     """Make a sequence that differs short."""
 
     def differs(candidate: list[Op]) -> bool:
         try:
-            return compare(candidate, cpus, model, oracle) is not None
+            return compare(sequence._replace(ops=candidate), model, oracle) is not None
         except ConfigError:
             return False
 
-    short = shrink(ops, differs)
-    end = compare(short, cpus, model, oracle)
-    short = short[:end]
-    return Finding(seed, cpus, short, trace_of(short, model(cpus)), trace_of(short, oracle(cpus)), ops)
+    short = sequence._replace(ops=shrink(sequence.ops, differs))
+    short = short._replace(ops=short.ops[: compare(short, model, oracle)])
+    setup = short.cpus, short.default_routing
+    return Finding(short, trace_of(short.ops, model(*setup)), trace_of(short.ops, oracle(*setup)), len(sequence.ops))
 
 
 def trace_of(ops: list[Op], vm: KvmOps) -> list[Step]:

@@ -19,20 +19,26 @@ SMI, NMI, INIT = 2, 4, 5
 VECTORS = ((0x50, 0x51, 0x61), (0x41, 0x81, 0xE8), (0x5F, 0x6D, 0x31, 0xEF), (0x10, 0x0F, 0x55), (0x30, 0x31))
 MSI_BASE = 0xFEE0_0000
 
+PIC_SHARE = 0.1
+"""How many of the sequences are about the PICs."""
+
 Op = list[Any]
 
 
 class Sequence(NamedTuple):
-    """A sequence to run: `ops` for a VM of `cpus` CPUs."""
+    """A sequence to run: `ops` for a VM of `cpus` CPUs, with KVM's default routing (PICs too) or without."""
 
     seed: int
     cpus: int
     ops: list[Op]
+    default_routing: bool = False
 
 
 def generate(seed: int, cpus: int | None = None, smi: bool = True) -> Sequence:
     """The sequence of a seed. `cpus`: how many CPUs, else the seed chooses from 1 to 3. `smi`: the host ignores
     SMIs, so they may be sent."""
+    if random.Random(f"kind {seed}").random() < PIC_SHARE:
+        return _PicGenerator(seed).sequence()
     return _Generator(seed, cpus, smi).sequence()
 
 
@@ -245,6 +251,63 @@ class _Generator:
             self.open.discard(name)
             return ["efd_close", name]
         return ["unassign", trigger, self._pin(), KVM_IRQFD_FLAG_RESAMPLE, resample]
+
+
+class _PicGenerator:
+    """The two 8259s: lines, ports and raw state. GSI 7 and its pin are left alone, for the canary of `settle`."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.random = r = random.Random(seed)
+        self.gsis = r.sample([gsi for gsi in range(16) if gsi not in (2, 7)], r.choice((2, 3, 5)))
+
+    def sequence(self) -> Sequence:
+        r = self.random
+        ops: list[Op] = []
+        if r.random() < 0.8:
+            for base, vector, cascade in ((0x20, 0x30, 4), (0xA0, 0x38, 2)):
+                last = r.choice((1, 1, 1, 3, 0x11))
+                ops += [["out", base, 0x11], *(["out", base + 1, value] for value in (vector, cascade, last))]
+                ops.append(["out", base + 1, r.choice((0, 0, r.getrandbits(8)))])
+        if r.random() < 0.4:
+            ops += [["out", 0x4D0, r.getrandbits(8) & 0x7F], ["out", 0x4D1, r.getrandbits(8)]]
+        for _ in range(r.choice((10, 20, 40))):
+            op = self._op()
+            ops.append(op)
+            if op[0] in ("in", "out", "set_pic"):
+                ops.append(["get_pic", r.randrange(2)])
+        return Sequence(self.seed, 1, ops, True)
+
+    def _op(self) -> Op:
+        r = self.random
+        chance = r.random()
+        base = r.choice((0x20, 0xA0))
+        if chance < 0.45:
+            return [r.choice(("line", "line_status")), r.choice(self.gsis), r.randrange(2)]
+        if chance < 0.6:
+            return ["in", r.choice((base, base + 1, base, 0x4D0 + r.randrange(2)))]
+        if chance < 0.72:
+            return ["out", base, r.choice((0x0A, 0x0B, 0x0C, 0x0C, 0x0E, 0x68, 0x48, 0x28))]  # OCW3
+        if chance < 0.88:
+            return ["out", base, r.randrange(8) << 5 | r.choice((0, 0, r.randrange(8)))]  # OCW2
+        if chance < 0.93:
+            return ["out", base + 1, r.getrandbits(8)]
+        if chance < 0.96:
+            return ["out", base, 0x10 | r.choice((1, 1, 0, 3, 9))]  # ICW1
+        if chance < 0.98:
+            return ["out", 0x4D0, r.getrandbits(8) & 0x7F] if base == 0x20 else ["out", 0x4D1, r.getrandbits(8)]
+        return self._set_pic()
+
+    def _set_pic(self) -> Op:
+        """KVM_SET_IRQCHIP with a state that a chip can have: `struct kvm_pic_state` in its order."""
+        r = self.random
+        chip = r.randrange(2)
+        elcr_mask = (0xF8, 0xDE)[chip]
+        last_irr, irr, imr, isr, elcr = (r.getrandbits(8) & r.getrandbits(8) for _ in range(5))
+        select, poll, special, auto, rotate, fully_nested, icw4 = (r.random() < 0.2 for _ in range(7))
+        low = (last_irr, irr, imr, isr, r.randrange(8), r.getrandbits(8) & 0xF8, select, poll, special)
+        high = (r.choice((0, 0, 0, 1, 2, 3)), auto, rotate, fully_nested, icw4, elcr & elcr_mask & 0x7F, elcr_mask)
+        return ["set_pic", chip, bytes((*low, *high)).hex()]
 
 
 def _weights(*parts: tuple[float, str]) -> tuple[tuple[float, str], ...]:

@@ -24,6 +24,8 @@ from vmm.trace import Trace
 from vmm.vectors.difference import Difference
 from vmm.vectors.kvm_ops import CpuSnapshot, KvmOps, Snapshot
 
+ELCR = 0x4D0
+
 
 @dataclass(frozen=True, slots=True)
 class HostProfile:
@@ -80,6 +82,7 @@ class KvmReplay(KvmOps):
         ]
         self.ioapic = KvmIoApic(self.bus, clock, trace)
         self.pic = Pic("kvm", trace)
+        self.pic.accepts = self._accepts_pic
         self.vm = vm = Vm(self.files, self.executor, trace)
         vm.connect(ioapic=self.ioapic, pic=self.pic, bus=self.bus)
         for cpu in self.cpus:
@@ -88,6 +91,9 @@ class KvmReplay(KvmOps):
             cpu.write(regs.LVT_LINT0, regs.LVT_MASKED)
         if not default_routing:
             self.identity_routing()
+
+    def _accepts_pic(self) -> bool:
+        return any(cpu.accept_pic_intr for cpu in self.cpus)
 
     def close(self) -> None:
         """Close every descriptor."""
@@ -118,6 +124,19 @@ class KvmReplay(KvmOps):
         self.ioapic.mmio_write(offset, size, value)
         lapic.enter_guest()
         return None
+
+    def port(self, port: int, value: int | None = None) -> int:
+        self.cpus[0].enter_guest()
+        chip = self.pic.chips[port & 1 if port >= ELCR else port >> 7 & 1]
+        if port >= ELCR:
+            if value is None:
+                return chip.elcr
+            self.pic.write_elcr(chip, value)
+        elif value is None:
+            return self.pic.read(chip, port & 1)
+        else:
+            self.pic.write(chip, port & 1, value)
+        return 0
 
     def _lapic_write(self, cpu: int, register: int, value: int) -> None:
         lapic = self.cpus[cpu]

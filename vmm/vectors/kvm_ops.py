@@ -17,6 +17,7 @@ from vmm.kernel.irqfd import KVM_IRQFD_FLAG_DEASSIGN
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+PIC_PORTS = (0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1)
 ACCESSES = {f"{kind}{bits}": bits // 8 for kind in "wr" for bits in (8, 16, 32, 64)}
 
 
@@ -74,6 +75,12 @@ def _number(value: int | str) -> int:
         raise ConfigError(f"{value!r} is no hexadecimal number") from error
 
 
+def _pic_port(port: int) -> int:
+    if port not in PIC_PORTS:
+        raise ConfigError(f"port {port:#x} is not one of the PICs'")
+    return port
+
+
 class VmIoctls(Protocol):
     """What `vmm.kernel.kvm.Vm` and `vmm.kernel.hostkvm.HostVm` have in common."""
 
@@ -123,6 +130,10 @@ class KvmOps:
 
     def access(self, write: bool, address: int, size: int, value: int = 0, cpu: int = 0) -> Any:
         """An access by CPU `cpu`'s guest; a dict if nobody in the kernel answers."""
+        raise NotImplementedError
+
+    def port(self, port: int, value: int | None = None) -> int:
+        """CPU 0's guest reads a byte of a port of the PICs, or writes `value`."""
         raise NotImplementedError
 
     def inta(self, cpu: int) -> int:
@@ -223,6 +234,22 @@ class KvmOps:
             entries[int(pin)] = _number(entry)
         irr = _number(change["irr"]) if "irr" in change else state.irr
         self.vm.set_irqchip(KVM_IRQCHIP_IOAPIC, state._replace(irr=irr, redirtbl=tuple(entries)).build())
+
+    def op_in(self, port: int) -> int:
+        return self.port(_pic_port(port))
+
+    def op_out(self, port: int, value: int) -> None:
+        self.port(_pic_port(port), value)
+
+    def op_get_pic(self, chip: int) -> str:
+        return self.vm.get_irqchip(chip).hex()
+
+    def op_set_pic(self, chip: int, state: str) -> None:
+        try:
+            data = bytes.fromhex(state)
+        except ValueError as error:
+            raise ConfigError(f"{state!r} is no hexadecimal state of a PIC") from error
+        self.vm.set_irqchip(chip, data)
 
     # CPUs.
 

@@ -160,6 +160,12 @@ class KvmLive(KvmOps):
             return {"user_mmio": [int(answer.write), f"{answer.address:x}", answer.size]}
         return None if write else answer
 
+    def port(self, port: int, value: int | None = None) -> int:
+        cpu = self.cpus[0]
+        answer = self.guest.call(cpu, "in8", port) if value is None else self.guest.call(cpu, "out8", port, value)
+        self._enter(0)
+        return answer if isinstance(answer, int) else 0
+
     def op_wreg(self, register: int, value: int) -> None:
         self.guest.call(self.cpus[0], "wreg", register, value & 0xFFFF_FFFF)
         self._enter(0)

@@ -78,6 +78,8 @@ def from_seeds(kvm: HostKvm, seeds: Iterable[int], cpus: int | None = None) -> l
     for seed in seeds:
         sequence = generate(seed, cpus, smi)
         made.append({"name": f"seed-{seed}", "ops": sequence.ops, "ncpu": sequence.cpus, "seed": seed})
+        if sequence.default_routing:
+            made[-1]["default_routing"] = True
     return made
 
 
