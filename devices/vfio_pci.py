@@ -23,7 +23,7 @@ Everything is acquired in the order whose reverse is the safe order of taking do
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from devices import vfio
 from devices.device import Board, Property
@@ -59,6 +59,33 @@ class KvmBoard(Board, Protocol):
     files: DescriptorTable
     executor: Executor
     objects: dict[str, Any]
+
+
+class VfioInterface(Protocol):
+    """What VFIO offers of a device, as `devices.vfio.VfioDevice` does; OSError as there."""
+
+    name: str
+
+    def config_read(self, offset: int, size: int, /) -> int:
+        """A read of 1, 2 or 4 bytes inside one dword."""
+
+    def config_write(self, offset: int, size: int, value: int, /) -> None:
+        """A write of 1, 2 or 4 bytes inside one dword."""
+
+    def bar_read(self, index: int, offset: int, size: int, /) -> int:
+        """One access inside a BAR."""
+
+    def bar_write(self, index: int, offset: int, size: int, value: int, /) -> None:
+        """One access inside a BAR."""
+
+    def reset(self) -> None:
+        """VFIO_DEVICE_RESET."""
+
+    def set_irqs(self, flags: int, index: int, start: int, count: int, /) -> None:
+        """VFIO_DEVICE_SET_IRQS without data."""
+
+    def set_irq_eventfd(self, index: int, action: int, fd: int, /) -> None:
+        """Attach an eventfd to an action of an interrupt; -1 detaches."""
 
 
 class VfioIntxEnable(Event):
@@ -108,11 +135,13 @@ class VfioPci(PciDevice):
         Property("x-no-kvm-intx", "bool", False, "let the monitor forward INTx instead of irqfd"),
     )
     wants_host_object = True
+    fd_handler: ClassVar[type[FdHandler]] = FdHandler
+    """What polls the trigger where the monitor goes between."""
     board: KvmBoard
 
     def __init__(self, id: str | None = None, **values: Any) -> None:
         super().__init__(id, **values)
-        self.vfio: vfio.VfioDevice
+        self.vfio: VfioInterface
         self.pending = False
         """User road: the line was raised and waits for an EOI."""
         self.mode = "NONE"
@@ -193,6 +222,10 @@ class VfioPci(PciDevice):
     def _holdings(self) -> Holdings:
         return Holdings(self.board.ledger, self.holdings.owner)
 
+    def _eventfd(self, name: str) -> int:
+        """A new eventfd that VFIO and KVM can share: its descriptor."""
+        return self.board.files.eventfd(0, EFD_NONBLOCK, f"{self.vfio.name}.{name}")
+
     def _enable_intx(self) -> None:
         """Acquire in the order of the module's list, read upwards."""
         if not self.interrupt_pin:
@@ -202,7 +235,7 @@ class VfioPci(PciDevice):
         try:
             self.mode = "INTx"
             held.hold("interrupt-mode", "INTx", partial(setattr, self, "mode", "NONE"))
-            self.trigger = files.eventfd(0, EFD_NONBLOCK, f"{self.vfio.name}.trigger")
+            self.trigger = self._eventfd("trigger")
             held.hold("fd", "trigger", partial(files.close, self.trigger))
             held.hold("level", "INTx", self._lower)
             self.vfio.set_irq_eventfd(INTX, vfio.VFIO_IRQ_SET_ACTION_TRIGGER, self.trigger)
@@ -280,7 +313,7 @@ class VfioPci(PciDevice):
         """Trigger to the GSI, EOI to VFIO's unmask, without us."""
         files, kvm = self.board.files, self.board.kvm
         self._lower()
-        unmask = files.eventfd(0, EFD_NONBLOCK, f"{self.vfio.name}.unmask")
+        unmask = self._eventfd("unmask")
         held.hold("fd", "unmask", partial(files.close, unmask))
         self.vfio.set_irq_eventfd(INTX, vfio.VFIO_IRQ_SET_ACTION_UNMASK, unmask)
         held.hold("vfio-irq", "unmask", partial(self.vfio.set_irq_eventfd, INTX, vfio.VFIO_IRQ_SET_ACTION_UNMASK, -1))
@@ -295,7 +328,7 @@ class VfioPci(PciDevice):
     def _take_user_road(self, held: Holdings) -> None:
         """Trigger to our handler, EOI to our notifier. Without a GSI there is no EOI, and nothing to deliver to."""
         board = self.board
-        handler = FdHandler(board.files, self.trigger, WorkQueue("main-loop", board.executor), self._triggered)
+        handler = self.fd_handler(board.files, self.trigger, WorkQueue("main-loop", board.executor), self._triggered)
         held.hold("fd-handler", "trigger", handler.close)
         if self.gsi is not None:
             gsis = board.kvm.gsis

@@ -205,7 +205,5 @@ def _fields(command: Command, reply: bool, text: str) -> tuple[dict[str, Any], b
     if command is Command.REGION_WRITE and not reply and found:
         value = values.get("data")
         return found | {"data": (value or 0).to_bytes(found["count"], "little")}, value is not None
-    data = re.search(r"data(?:len=\d+ |=)((?:0x)?[0-9a-f]*)", text)
-    if not found:
-        return {}, True
-    return found | {"data": b""}, data is None or not data[1]
+    data = re.search(r"datalen=[1-9]|data=[0-9a-f]", text)
+    return (found | {"data": b""}, data is None) if found else ({}, True)

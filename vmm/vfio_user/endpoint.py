@@ -139,7 +139,7 @@ class Endpoint:
         request = p.Version.parse(message.payload)
         if request.major != p.MAJOR:
             raise _invalid(f"version {request.major}.{request.minor}")
-        self.capabilities = parse_capabilities(request.data)
+        self.capabilities = p.parse_capabilities(request.data)
         self.memory.max_transfer = min(p.CHUNK, self.capabilities["max_data_xfer_size"])
         self.negotiated = True
         data = json.dumps({"capabilities": CAPABILITIES}, separators=(",", ":")).encode() + b"\0"
@@ -325,24 +325,3 @@ def _accesses(region: int, offset: int, count: int) -> list[tuple[int, int]]:
         pieces.append((offset, size))
         offset += size
     return pieces
-
-
-def parse_capabilities(data: bytes) -> dict[str, Any]:
-    """The capabilities in the JSON of a VERSION, with defaults for what is not there. ValueError if it is damaged."""
-    found = dict(p.CAPABILITY_DEFAULTS)
-    text = data.rstrip(b"\0")
-    if not text:
-        return found
-    try:
-        given = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("capabilities are nested too deeply") from error
-    given = given.get("capabilities", {}) if isinstance(given, dict) else None
-    if not isinstance(given, dict):
-        raise ValueError("capabilities are no JSON object")
-    for name, default in p.CAPABILITY_DEFAULTS.items():
-        value = given.get(name, default)
-        if type(value) is not type(default) or (name == "max_data_xfer_size" and not 0 < value < 1 << 32) or value < 0:
-            raise ValueError(f"capability {name}: {value!r}")
-        found[name] = value
-    return found

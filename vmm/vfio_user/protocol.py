@@ -10,8 +10,9 @@ Ref: QEMU docs/interop/vfio-user.rst; include/uapi/linux/vfio.h
 from __future__ import annotations
 
 import enum
+import json
 import struct
-from typing import Final
+from typing import Any, Final
 
 import construct as c
 
@@ -266,3 +267,24 @@ def reply_bytes(msg_id: int, command: int, payload: bytes = b"") -> bytes:
 def error_bytes(msg_id: int, command: int, error: int) -> bytes:
     """A whole error reply. `error`: a positive errno."""
     return HEADER.pack(msg_id, command, HEADER_SIZE, TYPE_REPLY | FLAG_ERROR, error)
+
+
+def parse_capabilities(data: bytes) -> dict[str, Any]:
+    """The capabilities in the JSON of a VERSION, with defaults for what is not there. ValueError if it is damaged."""
+    found = dict(CAPABILITY_DEFAULTS)
+    text = data.rstrip(b"\0")
+    if not text:
+        return found
+    try:
+        given = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("capabilities are nested too deeply") from error
+    given = given.get("capabilities", {}) if isinstance(given, dict) else None
+    if not isinstance(given, dict):
+        raise ValueError("capabilities are no JSON object")
+    for name, default in CAPABILITY_DEFAULTS.items():
+        value = given.get(name, default)
+        if type(value) is not type(default) or (name == "max_data_xfer_size" and not 0 < value < 1 << 32) or value < 0:
+            raise ValueError(f"capability {name}: {value!r}")
+        found[name] = value
+    return found

@@ -1,0 +1,328 @@
+"""The machine's side of vfio-user: a remote device with the interface that VFIO gives to a local one.
+
+    remote = RemoteDevice("v0", "/run/edu.sock", memory, files, on_lost)
+    remote.attach()
+    remote.config_read(0, 4); remote.bar_write(0, 0x60, 4, 1); remote.set_irq_eventfd(...)
+
+While an answer is awaited the server's DMA is served, so a device may reach memory from inside a register access.
+The server is another process, maybe a hostile one: it can answer wrongly or not at all, and all that comes of it is
+that the device is gone, which `on_lost` is told once. Accesses to a device that is gone read all ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import construct
+
+from vmm.errors import ConfigError
+from vmm.kernel.host_eventfd import HostEventFile
+from vmm.memory import ALL_ONES
+from vmm.vfio_user import protocol as p
+from vmm.vfio_user.protocol import Command
+from vmm.vfio_user.transport import Connection, PeerGone, connect
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vmm.kernel.files import DescriptorTable
+    from vmm.memory import GuestMemory
+    from vmm.vfio_user.stream import Message
+
+CAPABILITIES = {
+    "max_msg_fds": p.MAX_MSG_FDS,
+    "max_data_xfer_size": p.MAX_DATA_XFER_SIZE,
+    "max_dma_maps": p.MAX_DMA_MAPS,
+    "pgsizes": p.PAGE_SIZE,
+}
+_BURST = 64
+"""Commands of the server that are served in one go."""
+
+
+class RemoteDevice:
+    """A device that a vfio-user server at `path` has. `timeout`: seconds that a reply may take.
+
+    Guest RAM is offered for DMA by messages, so that every write of the device passes `memory.write`. `posted`: writes
+    to memory are not waited for. `on_lost(reason)` is called from where the loss is noticed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        memory: GuestMemory,
+        files: DescriptorTable,
+        on_lost: Callable[[str], None],
+        timeout: float = 5.0,
+        posted: bool = True,
+    ) -> None:
+        self.name = name
+        self.path = path
+        self.timeout = timeout
+        self.on_lost = on_lost
+        self.posted = posted
+        self.can_reset = False
+        self.region_sizes: list[int] = []
+        self._memory = memory
+        self._files = files
+        self._connection: Connection | None = None
+        self._capabilities: dict[str, Any] = {}
+        self._next_id = 0
+
+    @property
+    def attached(self) -> bool:
+        """The device is there."""
+        return self._connection is not None
+
+    def fileno(self) -> int:
+        """For pollers: readable when `service` has something to do. -1 while not attached."""
+        return -1 if self._connection is None else self._connection.fileno()
+
+    # Coming and going.
+
+    def attach(self) -> None:
+        """Connect, negotiate, ask what there is, offer guest RAM. ConfigError, naming the socket, if it fails."""
+        try:
+            self._connection = connect(self.path, self.timeout)
+        except OSError as error:
+            raise ConfigError(f"Failed to connect to '{self.path}': {error.strerror or error}") from error
+        try:
+            self._negotiate()
+        except (OSError, ValueError, construct.ConstructError) as error:
+            self._hang_up()
+            raise ConfigError(f"vfio-user server at '{self.path}': {_words(error)}") from error
+
+    def _negotiate(self) -> None:
+        data = json.dumps({"capabilities": CAPABILITIES}).encode() + b"\0"
+        request = p.Version.build({"major": p.MAJOR, "minor": p.MINOR, "data": data})
+        version = p.Version.parse(self._exchange(Command.VERSION, request))
+        if version.major != p.MAJOR or version.minor > p.MINOR:
+            raise ValueError(f"incompatible server version {version.major}.{version.minor}")
+        self._capabilities = p.parse_capabilities(version.data)
+        layout = p.DeviceInfo
+        request = layout.build({"argsz": layout.sizeof(), "flags": 0, "num_regions": 0, "num_irqs": 0})
+        info = layout.parse(self._exchange(Command.DEVICE_GET_INFO, request))
+        if not info.flags & p.DEVICE_FLAGS_PCI:
+            raise ValueError("this isn't a PCI device")
+        if info.num_regions <= p.REGION_CONFIG or not info.num_irqs:
+            raise ValueError(f"unexpected number of regions {info.num_regions} or irqs {info.num_irqs}")
+        self.can_reset = bool(info.flags & p.DEVICE_FLAGS_RESET)
+        self.region_sizes = [self._region_size(index) for index in range(p.REGION_CONFIG + 1)]
+        if self.region_sizes[p.REGION_CONFIG] < 256:
+            raise ValueError(f"a configuration space of {self.region_sizes[p.REGION_CONFIG]} bytes")
+        request = p.DmaMap.build(
+            {
+                "argsz": p.DmaMap.sizeof(),
+                "flags": p.DMA_MAP_READ | p.DMA_MAP_WRITE,
+                "offset": 0,
+                "address": 0,
+                "size": self._memory.size,
+            }
+        )
+        self._exchange(Command.DMA_MAP, request)
+
+    def _region_size(self, index: int) -> int:
+        request = p.RegionInfo.build(
+            {
+                "argsz": p.REGION_INFO_SIZE,
+                "flags": 0,
+                "index": index,
+                "cap_offset": 0,
+                "size": 0,
+                "offset": 0,
+                "capabilities": b"",
+            }
+        )
+        info = p.RegionInfo.parse(self._exchange(Command.DEVICE_GET_REGION_INFO, request))
+        if info.index != index:
+            raise ValueError(f"asked for region {index}, told of {info.index}")
+        return int(info.size)
+
+    def close(self) -> None:
+        """Hang up: the server forgets our memory and eventfds. A second close does nothing."""
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def lose(self, reason: str) -> None:
+        """Give the device up: the server is gone, or cannot be worked with."""
+        if self._connection is not None:
+            self._hang_up()
+            self.on_lost(reason)
+
+    def service(self) -> None:
+        """What the server sent without being asked: DMA, or its end."""
+        try:
+            for _ in range(_BURST):
+                if self._connection is None:
+                    return
+                message = self._connection.receive()
+                if message is None:
+                    return
+                if message.is_reply or message.fault:
+                    raise PeerGone("an unexpected reply")
+                self._serve(message)
+        except PeerGone as error:
+            self.lose(_words(error))
+
+    # Exchanging messages.
+
+    def _exchange(self, command: int, payload: bytes = b"", fds: Sequence[int] = ()) -> bytes:
+        """The payload of the reply. OSError with the server's errno if it refused, PeerGone if it is not there."""
+        connection = self._connection
+        if connection is None:
+            raise PeerGone("not attached")
+        self._next_id = msg_id = self._next_id + 1 & 0xFFFF
+        connection.send(p.command_bytes(msg_id, command, payload), fds, self.timeout)
+        deadline = time.monotonic() + self.timeout
+        while True:
+            message = connection.wait(deadline)
+            if message is None:
+                raise PeerGone(f"no reply within {self.timeout:g} s")
+            message.close()  # descriptors that come with a reply to one of our commands are of no use to us
+            if not message.is_reply and not message.fault:
+                self._serve(message)
+                continue
+            if message.fault or message.msg_id != msg_id or message.command != command:
+                raise PeerGone("an unexpected reply")
+            if message.failure:
+                raise OSError(message.failure, f"{self.name}: the server refused command {command}")
+            return message.payload
+
+    def _post(self, command: int, payload: bytes) -> None:
+        if self._connection is None:
+            raise PeerGone("not attached")
+        self._next_id = self._next_id + 1 & 0xFFFF
+        data = p.command_bytes(self._next_id, command, payload, p.FLAG_NO_REPLY)
+        self._connection.send(data, patience=self.timeout)
+
+    def _call(self, command: int, payload: bytes = b"", fds: Sequence[int] = ()) -> bytes:
+        """As `_exchange`, for a device in use: whoever is gone is gone for good."""
+        try:
+            return self._exchange(command, payload, fds)
+        except PeerGone as error:
+            self.lose(_words(error))
+            raise
+
+    def _serve(self, message: Message) -> None:
+        """A command of the server: DMA."""
+        message.close()
+        try:
+            error, payload = 0, self._dma(message)
+        except OSError as refusal:
+            error, payload = refusal.errno or errno.EIO, b""
+        if message.wants_reply and self._connection is not None:
+            reply = (
+                p.error_bytes(message.msg_id, message.command, error)
+                if error
+                else p.reply_bytes(message.msg_id, message.command, payload)
+            )
+            self._connection.send(reply, patience=self.timeout)
+
+    def _dma(self, message: Message) -> bytes:
+        if message.command not in (Command.DMA_READ, Command.DMA_WRITE):
+            raise OSError(errno.ENOSYS, f"command {message.command}")
+        if len(message.payload) < p.DMA_ACCESS.size:
+            raise OSError(errno.EINVAL, "a short payload")
+        address, count = p.DMA_ACCESS.unpack_from(message.payload)
+        if count > p.MAX_DATA_XFER_SIZE:
+            raise OSError(errno.E2BIG, f"{count} bytes")
+        if address + count > self._memory.size:
+            raise OSError(errno.EFAULT, f"{address:#x}+{count:#x} is no RAM")
+        head = message.payload[: p.DMA_ACCESS.size]
+        if message.command == Command.DMA_READ:
+            return head + self._memory.read(address, count)
+        if len(message.payload) != p.DMA_ACCESS.size + count:
+            raise OSError(errno.EINVAL, f"{len(message.payload)} bytes of payload for {count}")
+        self._memory.write(address, message.payload[p.DMA_ACCESS.size :])
+        return head
+
+    # Regions.
+
+    def region_read(self, region: int, offset: int, count: int) -> int:
+        """A little-endian integer of `count` bytes; all ones if the server refuses or is gone."""
+        try:
+            payload = self._call(Command.REGION_READ, p.REGION_ACCESS.pack(offset, region, count))
+        except OSError:
+            return ALL_ONES[count]
+        if len(payload) != p.REGION_ACCESS.size + count:
+            self.lose("a reply of the wrong size")
+            return ALL_ONES[count]
+        return int.from_bytes(payload[p.REGION_ACCESS.size :], "little")
+
+    def region_write(self, region: int, offset: int, count: int, value: int, posted: bool = False) -> None:
+        """Store; lost if the server refuses or is gone."""
+        payload = p.REGION_ACCESS.pack(offset, region, count) + value.to_bytes(count, "little")
+        try:
+            if posted:
+                self._post(Command.REGION_WRITE, payload)
+            else:
+                self._call(Command.REGION_WRITE, payload)
+        except PeerGone as error:
+            self.lose(_words(error))
+        except OSError:
+            pass  # refused: a guest hears nothing of that either
+
+    def config_read(self, offset: int, size: int) -> int:
+        """Configuration space."""
+        return self.region_read(p.REGION_CONFIG, offset, size)
+
+    def config_write(self, offset: int, size: int, value: int) -> None:
+        """Configuration space."""
+        self.region_write(p.REGION_CONFIG, offset, size, value)
+
+    def bar_read(self, index: int, offset: int, size: int) -> int:
+        """A guest's access to a BAR."""
+        return self.region_read(index, offset, size)
+
+    def bar_write(self, index: int, offset: int, size: int, value: int) -> None:
+        """A guest's access to a memory BAR."""
+        self.region_write(index, offset, size, value, self.posted)
+
+    def port_write(self, index: int, offset: int, size: int, value: int) -> None:
+        """A guest's access to an I/O BAR, which is never posted."""
+        self.region_write(index, offset, size, value)
+
+    def reset(self) -> None:
+        """DEVICE_RESET, if the device has it."""
+        if self.can_reset:
+            with contextlib.suppress(OSError):
+                self._call(Command.DEVICE_RESET)
+
+    # Interrupts.
+
+    def set_irqs(self, flags: int, index: int, start: int, count: int) -> None:
+        """DEVICE_SET_IRQS without data. Nothing happens if the server refuses or is gone."""
+        with contextlib.suppress(OSError):
+            self._set_irqs(flags, index, start, count, ())
+
+    def set_irq_eventfd(self, index: int, action: int, fd: int) -> None:
+        """Attach the eventfd at `fd` of the descriptor table to one action of one interrupt; -1 detaches.
+
+        OSError if the server refuses to attach or is gone.
+        """
+        flags = p.IRQ_SET_DATA_EVENTFD | action
+        if fd < 0:
+            self.set_irqs(flags, index, 0, 1)
+            return
+        file = self._files.file(fd)
+        if not isinstance(file, HostEventFile):
+            raise OSError(errno.EINVAL, f"{self.name}: only an eventfd of the host can go to another process")
+        self._set_irqs(flags, index, 0, 1, (file.host_fd,))
+
+    def _set_irqs(self, flags: int, index: int, start: int, count: int, fds: Sequence[int]) -> None:
+        request = {"argsz": p.IRQ_SET_SIZE, "flags": flags, "index": index, "start": start, "count": count}
+        self._call(Command.DEVICE_SET_IRQS, p.IrqSet.build({**request, "data": b""}), fds)
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error)
