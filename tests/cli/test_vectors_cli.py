@@ -163,6 +163,7 @@ def test_what_cannot_be_done_is_said_and_ends_with_one(capsys, arguments, compla
         (["mmio", "w24", 0], "w24"),
         (["in", 0x70], "port 0x70"),
         (["set_pic", 0, "zz"], "hexadecimal"),
+        (["set_pic", 0, "00"], "16 bytes, not 1"),
     ],
 )
 def test_damaged_operation_is_named(tmp_path, capsys, op, complaint):

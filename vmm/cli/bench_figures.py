@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import guest_images
+from vmm.cli import bench_irqchip
 from vmm.cli.process import GuestLost
 from vmm.errors import ConfigError
 
@@ -215,6 +216,11 @@ def kernel(_: Subject) -> dict[str, float]:
     return {"irqfd-resample": KERNEL_ROUNDS / seconds, "snapshot": snapshot / KERNEL_ROUNDS * 1e6}
 
 
+def irqchip(_: Subject) -> dict[str, float]:
+    """Operations of the irqchip, on the model and on this machine's KVM."""
+    return bench_irqchip.measure(stretches=3)
+
+
 # --- all of it --------------------------------------------------------------------------------------------------------
 
 EDU = ("-device", "edu")
@@ -270,4 +276,5 @@ GROUPS = (
         kernel,
         comparable=False,
     ),
+    Group("irqchip", tuple(Figure(*row) for row in bench_irqchip.ROWS), irqchip, comparable=False),
 )

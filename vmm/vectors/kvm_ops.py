@@ -17,6 +17,7 @@ from vmm.kernel.irqfd import KVM_IRQFD_FLAG_DEASSIGN
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+PIC_STATE_SIZE = 16
 PIC_PORTS = (0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1)
 ACCESSES = {f"{kind}{bits}": bits // 8 for kind in "wr" for bits in (8, 16, 32, 64)}
 
@@ -249,6 +250,8 @@ class KvmOps:
             data = bytes.fromhex(state)
         except ValueError as error:
             raise ConfigError(f"{state!r} is no hexadecimal state of a PIC") from error
+        if len(data) != PIC_STATE_SIZE:
+            raise ConfigError(f"the state of a PIC is {PIC_STATE_SIZE} bytes, not {len(data)}")
         self.vm.set_irqchip(chip, data)
 
     # CPUs.
