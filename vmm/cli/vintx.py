@@ -11,7 +11,9 @@ from vmm.errors import VintxError
 COMMANDS = {
     "bench": "figures of this machine, beside those of qemu-system-x86_64 where it is installed",
     "demo": "boot a guest, hot-plug two devices, let them interrupt, unplug them with their lines high",
+    "dispute": "the sequences that the KVM_EOIFD thread argues with, under each rule that it proposes",
     "doctor": "which engines and oracles this machine has, and why not",
+    "serve": "serve a PCI device over vfio-user, to a machine in another process",
     "trace": "what a trace file tells: which interrupts were spurious, and why",
     "vectors": "replay recordings of real interrupt controllers on the models; record and fuzz on this machine's KVM",
 }

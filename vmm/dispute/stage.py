@@ -110,9 +110,13 @@ class Stage:
     def do(self, operation: str, check: bool = True) -> Came:
         """Do one operation. UsageError if it is none. `check`: look at the invariants as well."""
         words = operation.split()
-        act = _ACTS.get(words[0]) if words else None
+        act, least, gsi_at = _ACTS.get(words[0], (None, 0, 0)) if words else (None, 0, 0)
         if act is None:
             raise UsageError(f"{operation!r} is no operation; they begin with {', '.join(_ACTS)}")
+        if not least <= len(words) - 1 <= least + (words[0] == "I+"):
+            raise UsageError(f"{operation!r}: {words[0]} takes {least} names")
+        if gsi_at and words[gsi_at] not in GSIS:
+            raise UsageError(f"{operation!r}: there is no GSI {words[gsi_at]}; there are {', '.join(GSIS)}")
         for name in self._eventfds(words):
             if name not in self.descriptors:
                 self.open(name)
@@ -125,8 +129,6 @@ class Stage:
             act(self, *words[1:])
         except OSError as refused:
             error = refused.errno or errno.EIO
-        except TypeError:
-            raise UsageError(f"{operation!r}: that is not what {words[0]} takes") from None
         self.executor.drain()
         self.history.append(operation)
         own = (target,) if words[0] in ("SIG", "I-", "C") else ()
@@ -266,17 +268,18 @@ class Stage:
         return broken(self.vm, self.ledger)
 
 
-_ACTS: Final[dict[str, Callable[..., None]]] = {
-    "I+": Stage.assign,
-    "I-": Stage.deassign,
-    "E+": Stage.listen,
-    "E-": Stage.unlisten,
-    "C": Stage.close,
-    "D": Stage.duplicate,
-    "SIG": Stage.signal,
-    "EOI": Stage.eoi,
-    "VM": Stage.close_vm,
+_ACTS: Final[dict[str, tuple[Callable[..., None], int, int]]] = {
+    "I+": (Stage.assign, 2, 2),
+    "I-": (Stage.deassign, 2, 2),
+    "E+": (Stage.listen, 2, 0),
+    "E-": (Stage.unlisten, 2, 0),
+    "C": (Stage.close, 1, 0),
+    "D": (Stage.duplicate, 2, 0),
+    "SIG": (Stage.signal, 1, 0),
+    "EOI": (Stage.eoi, 1, 1),
+    "VM": (Stage.close_vm, 0, 0),
 }
+"""How it is done, how many names it takes at least, and which of them is a GSI."""
 
 
 def play(operations: Sequence[str], policy: str, sources: int = 62) -> list[Came]:
