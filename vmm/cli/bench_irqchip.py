@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 
 KVM_SUFFIX = "-kvm"
 OPERATIONS = (
-    ("irqchip-loop", "irqfd write, INTA, EOI, resamplefd read", 100_000.0),
-    ("irqchip-line", "KVM_IRQ_LINE of a masked pin", None),
+    ("irqchip-loop", "irqfd, INTA, EOI, resample", 100_000.0),
+    ("irqchip-line", "KVM_IRQ_LINE 1 and 0", None),
     ("irqchip-msi", "KVM_SIGNAL_MSI", None),
-    ("irqchip-state", "KVM_GET_IRQCHIP of the I/O APIC", None),
-    ("irqchip-routing", "KVM_SET_GSI_ROUTING, 24 routes", None),
-    ("irqchip-irqfd", "KVM_IRQFD resample, assign and deassign", None),
+    ("irqchip-state", "KVM_GET_IRQCHIP", None),
+    ("irqchip-routing", "KVM_SET_GSI_ROUTING", None),
+    ("irqchip-irqfd", "KVM_IRQFD on and off", None),
 )
 ROWS: tuple[tuple[str, str, str, float | None], ...] = (
-    *((name, f"{what}: model", "/s", aim) for name, what, aim in OPERATIONS),
-    *((name + KVM_SUFFIX, f"{what}: this machine's KVM", "/s", None) for name, what, _ in OPERATIONS),
+    *((name, f"{what}; model", "/s", aim) for name, what, aim in OPERATIONS),
+    *((name + KVM_SUFFIX, f"{what}; KVM", "/s", None) for name, what, _ in OPERATIONS),
 )
 GSI, IDLE_GSI = 10, 11
 VECTOR, LOW_VECTOR = 0x61, 0x31
