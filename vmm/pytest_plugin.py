@@ -2,6 +2,7 @@
 
     def test_unplug_leaves_nothing_behind(vm):
         guest = vm("pc", kernel=guest_images.path("hotplug"))
+        guest.wait_serial("hotplug: ready")
         before = guest.machine.ledger.snapshot()
         guest.qmp("device_add", driver="edu", id="e0")
         guest.wait_serial("handled 1000 spurious 0")
