@@ -150,12 +150,13 @@ def refuse_set(machine: Machine, path: str, name: str) -> None:
 
 def types(implements: str | None = None, abstract: bool = False) -> list[Type]:
     """qom-list-types: our device, machine, object and accelerator types and their abstract parents."""
-    rows: list[tuple[Type, set[str]]] = []
+    rows: list[tuple[Type, set[str]]] = [(Type("object", "", True), set())]
     for cls in registry.device_types():
         parent = registry.ABSTRACT_OF_BUS.get(cls.bus_type, "device")
         rows.append((Type(cls.driver, parent, False), {parent, "device"}))
     for name, above in registry.ABSTRACT_DEVICES.items():
         rows.append((Type(name, above or "object", True), {"device"}))
+    rows += [(Type(name, "object", True), set()) for name in ("machine", "accel")]
     rows += [(Type(f"{name}-machine", "machine", False), {"machine"}) for name in registry.machine_names()]
     rows += [(Type(name, "object", False), {"user-creatable"}) for name in registry.object_names()]
     rows += [(Type(name, "accel", False), {"accel"}) for name in ("tcg-accel", "qtest-accel")]

@@ -92,7 +92,7 @@ class I440FXPciHost(Device):
         if not address & _ENABLE or (address >> 16) & 0xFF != self.pci.number:
             return _ALL_ONES[size]
         devfn = address >> 8 & 0xFF
-        register = (address & 0xFC) + offset
+        register = _register(address, offset, size)
         if offset + size > 4:
             return _ALL_ONES[size]
         value = self.pci.config_read(devfn, register, size)
@@ -105,7 +105,15 @@ class I440FXPciHost(Device):
         """The register that CONFADD names; lost if it names none."""
         address = self.config_address
         if address & _ENABLE and (address >> 16) & 0xFF == self.pci.number and offset + size <= 4:
-            self.pci.config_write(address >> 8 & 0xFF, (address & 0xFC) + offset, size, value)
+            self.pci.config_write(address >> 8 & 0xFF, _register(address, offset, size), size, value)
+
+
+def _register(address: int, offset: int, size: int) -> int:
+    """The byte that an access means. Bits 1:0 of CONFADD are reserved; QEMU's bridge ORs them into the port's, and
+    libqos counts on it for bytes and words. Where that would leave the dword they are ignored.
+    """
+    register = address & 0xFF | offset
+    return register if (register & 3) + size <= 4 else (address & 0xFC) + offset
 
 
 class I440FX(PciDevice):

@@ -160,6 +160,13 @@ def test_reserved_bits_of_the_address_port_are_kept_and_ignored(board):
     assert board.inl(0xCFC) == 0x1237_8086
 
 
+def test_reserved_bits_of_the_address_port_choose_byte_or_word_as_in_qemu(board):
+    board.outl(0xCF8, 0x8000_0002)
+    assert board.inw(0xCFC) == 0x1237
+    board.outl(0xCF8, 0x8000_0001)
+    assert (board.inb(0xCFC), board.inb(0xCFE)) == (0x80, 0x12)
+
+
 def test_address_port_takes_dwords_only(board):
     board.outl(0xCF8, 0x8000_0000)
     board.outb(0xCF8, 0x12)

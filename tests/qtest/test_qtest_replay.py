@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
-from support.qtest_link import LocalLink, ProcessLink
 
 from devices.apic_bus import ApicDeliverIrq
 from devices.ioapic import MASKED, PINS
+from support.qtest_link import LocalLink, ProcessLink
 from vmm.trace import Recording
 
 DATA = Path(__file__).parent.parent / "conformance" / "data"
