@@ -220,6 +220,8 @@ class KvmOps:
     def op_redir(self, pin: int, entry: str) -> None:
         value = _number(entry)
         self.op_redir_hi(pin, value >> 32)
+        # Either half may unmask, so signal a resamplefd; if that is a trigger in turn, its injection comes in between.
+        self.settle()
         self.op_redir_lo(pin, value & 0xFFFF_FFFF)
 
     def op_mmio(self, access: str, address: int, value: int = 0) -> Any:
