@@ -7,8 +7,9 @@ One client at a time has the device; another one is shown the door. When the cli
 eventfds go with it and the device keeps its state for the next. The device's code runs on the thread of `run`.
 
 DMA to memory that the client did not share goes by message, and a client may not be able to serve it while it waits
-for a reply itself (QEMU is not). So a write is acknowledged before the device's own DMA waits for anything, commands
-are carried out while it waits, and a DMA read from inside a register *read* is given up after a while.
+for a reply itself (QEMU is not). So a write is acknowledged before the device's own DMA waits for anything. Commands
+that come while a register access waits for DMA are kept for later, in order, unless the client seems to wait for them
+before it goes on (`GRACE`); and DMA that is not answered is given up after a while.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import os
 import select
 import time
+from collections import deque
 from typing import TYPE_CHECKING, cast
 
 from devices.pci.bus import PciBus, pirq_of
@@ -37,10 +39,14 @@ if TYPE_CHECKING:
 
 DMA_PATIENCE = 2.0
 """Seconds that a DMA by message may take: less than the time after which QEMU gives up waiting for our reply."""
+GRACE = 0.1
+"""Seconds for which commands are held back in favour of the access that waits for DMA."""
 BATCH = 64
 """Messages that are carried out before timers and eventfds get their turn."""
 MAX_DEPTH = 8
-"""How deep commands may be carried out inside waits for DMA; a client that goes deeper is answered later."""
+"""How deep commands may be carried out inside waits for DMA; the DMA of one that is deeper fails."""
+MAX_HELD = 4096
+"""Commands that may be held back; a client that sends more is not one to wait for."""
 
 
 class Server:
@@ -54,6 +60,9 @@ class Server:
         self._messenger = _Messenger(self)
         self.memory = DmaMemory(self._messenger)
         self._connection: Connection | None = None
+        self._held: deque[Message] = deque()
+        """Commands that wait for the access at hand to end."""
+        self._handling = 0
         self._stopped = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
@@ -123,8 +132,10 @@ class Server:
         poller = select.poll()
         poller.register(self._wake, select.POLLIN)
         poller.register(self._listener, select.POLLIN)
-        if self._connection is not None and self._connection.closed:
+        if self._held or (self._connection is not None and self._connection.closed):
             timeout = 0
+        if self._connection is not None and self._connection.closed:
+            pass  # it is cleared up next
         elif self._connection is not None:
             poller.register(self._connection, select.POLLIN)
             for fd in self.endpoint.interrupts.watched():
@@ -148,7 +159,7 @@ class Server:
             for _ in range(limit):
                 if connection is None or connection.closed:
                     break
-                message = connection.receive()
+                message = self._held.popleft() if self._held else connection.receive()
                 if message is None:
                     return
                 self._dispatch(connection, message)
@@ -162,7 +173,11 @@ class Server:
     def _dispatch(self, connection: Connection, message: Message) -> None:
         if message.is_reply and not message.fault and self._messenger.take_reply(message):
             return
-        reply = self.endpoint.handle(message)
+        self._handling += 1
+        try:
+            reply = self.endpoint.handle(message)
+        finally:
+            self._handling -= 1
         if reply is not None and message.wants_reply:
             connection.send(reply)
         if self.endpoint.rejected:
@@ -173,6 +188,8 @@ class Server:
             connection.close()
         if self._connection is connection:
             self._connection = None
+            while self._held:
+                self._held.popleft().close()
             self.endpoint.disconnect()
 
     def close(self) -> None:
@@ -233,10 +250,8 @@ class _Messenger:
             connection.send(p.command_bytes(msg_id, command, payload))
             deadline = time.monotonic() + DMA_PATIENCE
             while self._waiting[msg_id] is None:
-                message = connection.wait(deadline)
-                if message is None:
+                if not self._step(connection, deadline):
                     return None
-                server._dispatch(connection, message)
             return self._waiting[msg_id]
         except PeerGone:
             connection.close()  # the loop clears up
@@ -244,6 +259,25 @@ class _Messenger:
         finally:
             self._depth -= 1
             del self._waiting[msg_id]
+
+    def _step(self, connection: Connection, deadline: float) -> bool:
+        """Take one message; False if none came in time."""
+        server = self._server
+        held = server._held
+        message = connection.wait(min(deadline, time.monotonic() + GRACE) if server._handling else deadline)
+        if message is not None and message.is_reply and not message.fault:
+            server._dispatch(connection, message)
+        elif message is not None and server._handling:
+            held.append(message)
+            if len(held) > MAX_HELD:
+                raise PeerGone("it sends commands and does not serve DMA")
+        elif message is not None:
+            server._dispatch(connection, message)
+        elif held:
+            server._dispatch(connection, held.popleft())
+        else:
+            return time.monotonic() < deadline
+        return True
 
 
 def serve(device: PciDevice, path: str) -> None:
