@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 SLICE_NS = 2_000_000
 """How long a vCPU runs before the others and the sockets get their turn."""
+SHARED_SLICE_NS = 250_000
+"""The same while others are runnable: one that waits in a loop without PAUSE holds them up no longer."""
 POLL_NS = 1_000_000
 """How long guests may keep halting and waking before asyncio gets a turn."""
 
@@ -193,7 +195,8 @@ class Loop:
         self._next = (index + 1) % len(engine.vcpus)
         now = self.clock.now()
         due = self.clock.next_deadline()
-        end = now + SLICE_NS if due is None else min(due, now + SLICE_NS)
+        longest = SHARED_SLICE_NS if engine.yield_on_pause else SLICE_NS
+        end = now + longest if due is None else min(due, now + longest)
         if end <= now:
             return
         self._slice_end = end
