@@ -1,4 +1,4 @@
-"""The 16550A UART of a PC's serial port, on a character device.
+"""The 16550A UART on a character device: what `isa-serial` and `pci-serial` have in common.
 
 By default the line is infinitely fast: a character leaves the moment it is written, so the transmitter is always
 empty unless the character device takes no more. With `x-paced=on` characters take the time that divisor and frame
@@ -9,20 +9,19 @@ Ref: National PC16550D (1995), section 8.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import construct as c
 
-from devices.device import Device, Property
 from vmm.errors import PropertyError
 from vmm.memory import IoRegion
-from vmm.trace import Event, Trace
+from vmm.trace import Event
 
 if TYPE_CHECKING:
-    from devices.device import Board
+    from collections.abc import Callable
+
+    from devices.device import Device
     from vmm.chardev import CharBackend, CharEvent
-    from vmm.clock import Timer
-    from vmm.lines import LevelLine
 
 RBR = THR = DLL = 0
 IER = DLM = 1
@@ -138,41 +137,48 @@ class SerialRead(Event):
     val: int
 
 
-class Uart16550(Device):
-    """One serial port. `backend` is its character device; without one nothing is at the other end of the cable."""
+def find_backend(owner: Device) -> CharBackend | None:
+    """The character device that the `chardev` property of a device names. PropertyError if there is none of that id."""
+    name = owner.values["chardev"]
+    if name is None:
+        return None
+    find = getattr(owner.board, "chardev", None)
+    backend: CharBackend | None = find(name) if find is not None else None
+    if backend is None:
+        raise PropertyError(f"Property '{owner.driver}.chardev' can't find value '{name}'", owner.driver, "chardev")
+    return backend
 
-    driver = "isa-serial"
-    description = "16550A serial port"
-    bus_type = "ISA"
-    properties = (
-        Property("index", "uint32", None, "0..3: COM1..COM4; sets iobase and irq"),
-        Property("iobase", "uint32", None, "first port (0x3f8)"),
-        Property("irq", "uint32", None, "ISA IRQ (4)"),
-        Property("chardev", "str", None, "id of a character device"),
-        Property("x-paced", "bool", False, "characters take as long as the baud rate says"),
-    )
-    PORTS = (0x3F8, 0x2F8, 0x3E8, 0x2E8)
-    IRQS = (4, 3, 4, 3)
 
-    def __init__(self, id: str | None = None, **values: Any) -> None:
-        super().__init__(id, **values)
-        index = self.values["index"] or 0
-        if index >= len(self.PORTS):
-            raise PropertyError(f"Max. supported number of ISA serial ports is {len(self.PORTS)}", self.driver, "index")
-        base, irq = self.values["iobase"], self.values["irq"]
-        self.iobase: int = self.PORTS[index] if base is None else base
-        self.irq: int = self.IRQS[index] if irq is None else irq
-        if self.irq > 15:
-            raise PropertyError(f"isa-serial: there is no ISA IRQ {self.irq} (0..15)", self.driver, "irq")
-        if self.iobase + 8 > 1 << 16:
-            raise PropertyError(f"isa-serial: iobase {self.iobase:#x} leaves the I/O ports", self.driver, "iobase")
-        self.paced: bool = self.values["x-paced"]
-        self.backend: CharBackend | None = None
-        self.line: LevelLine
-        self.trace = Trace()
-        self._receive_timer: Timer
-        self._transmit_timer: Timer
+class Uart16550:
+    """The chip: eight registers, an interrupt output, a character device as the other end of the cable.
+
+    Whose port it is (an ISA or a PCI device) makes it while being realized: `set_irq` takes the level of its interrupt
+    output, `backend` is its character device (None: nothing is at the other end), and what it holds is given back with
+    `holdings`. `region` are its registers, for whoever maps them. InUse if another front end has the character device.
+    """
+
+    def __init__(
+        self,
+        owner: Device,
+        set_irq: Callable[[bool], None],
+        backend: CharBackend | None,
+        paced: bool = False,
+    ) -> None:
+        board = owner.board
+        self.paced = paced
+        self.backend = backend
+        self.region = IoRegion("serial", 8, self._read, self._write, max_access=1)
+        self._set_irq = set_irq
+        self._clock = board.clock
+        self._trace = board.trace
+        self._receive_timer = board.clock.timer(f"{owner.path}/receive", self._receive_timeout)
+        self._transmit_timer = board.clock.timer(f"{owner.path}/transmit", self._shifted)
+        owner.holdings.hold("timer", "serial", self._cancel_timers)
         self._clear()
+        self.msr = MSR_CTS | MSR_DSR | MSR_DCD
+        if backend is not None:
+            backend.connect(self)
+            owner.holdings.hold("chardev", backend.id, self._let_go)
 
     def _clear(self) -> None:
         self.ier = 0
@@ -196,26 +202,6 @@ class Uart16550(Device):
 
     # Life.
 
-    def realize(self, board: Board) -> None:
-        super().realize(board)
-        self.trace = board.trace
-        name = self.values["chardev"]
-        if self.backend is None and name is not None:
-            find = getattr(board, "chardev", None)
-            backend = find(name) if find is not None else None
-            if backend is None:
-                raise PropertyError(f"Property 'isa-serial.chardev' can't find value '{name}'", self.driver, "chardev")
-            self.backend = backend
-        self.line = self.isa_irq(self.irq)
-        self._receive_timer = board.clock.timer(f"{self.path}/receive", self._receive_timeout)
-        self._transmit_timer = board.clock.timer(f"{self.path}/transmit", self._shifted)
-        self.holdings.hold("timer", "serial", self._cancel_timers)
-        self.msr = MSR_CTS | MSR_DSR | MSR_DCD
-        if self.backend is not None:
-            self.backend.connect(self)
-            self.holdings.hold("chardev", self.backend.id, self._let_go)
-        self.map_ports(self.iobase, IoRegion("serial", 8, self._read, self._write, max_access=1))
-
     def _cancel_timers(self) -> None:
         self._receive_timer.cancel()
         self._transmit_timer.cancel()
@@ -226,10 +212,11 @@ class Uart16550(Device):
             self.backend = None
 
     def reset(self) -> None:
+        """Power-on state: FIFOs off and empty, no interrupt."""
         self._cancel_timers()
         self._clear()
         self.msr = MSR_CTS | MSR_DSR | MSR_DCD
-        self.line.set(False)
+        self._set_irq(False)
         if self.backend is not None:
             self.backend.accept_input()
 
@@ -254,7 +241,7 @@ class Uart16550(Device):
         return IIR_NONE
 
     def _update(self) -> None:
-        self.line.set(self._pending() != IIR_NONE)
+        self._set_irq(self._pending() != IIR_NONE)
 
     # The guest's side.
 
@@ -266,8 +253,8 @@ class Uart16550(Device):
                 self._update()
         else:
             value = self._read_register(offset)
-        if self.trace.on:
-            self.trace.emit(SerialRead(offset, value))
+        if self._trace.on:
+            self._trace.emit(SerialRead(offset, value))
         return value
 
     def _read_register(self, offset: int) -> int:
@@ -295,8 +282,8 @@ class Uart16550(Device):
 
     def _write(self, offset: int, _size: int, value: int) -> None:
         value &= 0xFF
-        if self.trace.on:
-            self.trace.emit(SerialWrite(offset, value))
+        if self._trace.on:
+            self._trace.emit(SerialWrite(offset, value))
         if offset == THR:
             if not self.lcr & LCR_DLAB:
                 self._send(value)
@@ -402,7 +389,7 @@ class Uart16550(Device):
             transmit.popleft()
             if self.paced:
                 self._shifting = True
-                self._transmit_timer.arm(self.board.clock.now() + self._char_ns)
+                self._transmit_timer.arm(self._clock.now() + self._char_ns)
                 break
         if not transmit:
             self.lsr |= LSR_THRE if self._shifting else LSR_THRE | LSR_TEMT
@@ -452,7 +439,7 @@ class Uart16550(Device):
         if not self.fcr & 1:
             self._last = value
         else:
-            self._receive_timer.arm(self.board.clock.now() + 4 * self._char_ns)
+            self._receive_timer.arm(self._clock.now() + 4 * self._char_ns)
         self._update()
 
     def _pop(self) -> int:
@@ -465,7 +452,7 @@ class Uart16550(Device):
             self.lsr &= ~LSR_DR
             self._receive_timer.cancel()
         elif self.fcr & 1:
-            self._receive_timer.arm(self.board.clock.now() + 4 * self._char_ns)
+            self._receive_timer.arm(self._clock.now() + 4 * self._char_ns)
         self._update()
         if self.backend is not None:
             self.backend.accept_input()

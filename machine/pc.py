@@ -18,6 +18,7 @@ from devices.i8254 import I8254
 from devices.i8259 import I8259
 from devices.ioapic_device import IoApicDevice
 from devices.ioapic_qemu import QemuIoApic
+from devices.isa_serial import IsaSerial
 from devices.lapic import LocalApic
 from devices.mc146818 import Mc146818
 from devices.pci.device import PciDevice
@@ -25,7 +26,6 @@ from devices.pci.host import I440FX, I440FXPciHost
 from devices.pci.hotplug import AcpiPciHotplug
 from devices.pci.piix3 import Piix3, Piix4Pm
 from devices.port92 import Port92
-from devices.uart16550 import Uart16550
 from machine import plug
 from machine.cpu_model import CpuModel
 from machine.machine import Machine
@@ -273,9 +273,9 @@ class PcMachine(Machine):
         for index, backend in enumerate(config.serial):
             if backend is None:
                 continue
-            uart = self.make(Uart16550, index=index)
-            uart.backend = backend
-            self.add_board_device(uart)
+            serial = self.make(IsaSerial, index=index)
+            serial.backend = backend
+            self.add_board_device(serial)
             self.loop.before_poll.append(backend.flush)
 
     # Power.

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devices import uart16550 as u
-from devices.uart16550 import Uart16550
+from devices.isa_serial import IsaSerial
 from tests.support.board import FakeBoard
 from vmm.chardev import BUFFER_SIZE, CharBackend, MemoryBackend
 from vmm.errors import InUse, PropertyError
@@ -19,19 +19,20 @@ class Port:
     def __init__(self, backend: CharBackend | None = None, **values: object) -> None:
         self.board = FakeBoard()
         self.wire = MemoryBackend("serial0") if backend is None else backend
-        self.uart = Uart16550(**values)
-        self.uart.backend = self.wire
-        self.uart.realize(self.board)
+        self.device = IsaSerial(**values)
+        self.device.backend = self.wire
+        self.device.realize(self.board)
+        self.uart = self.device.uart
 
     def read(self, register: int) -> int:
-        return self.board.inb(self.uart.iobase + register)
+        return self.board.inb(self.device.iobase + register)
 
     def write(self, register: int, value: int) -> None:
-        self.board.outb(self.uart.iobase + register, value)
+        self.board.outb(self.device.iobase + register, value)
 
     @property
     def irq(self) -> bool:
-        return self.uart.irq in self.board.high()
+        return self.device.irq in self.board.high()
 
     def divisor(self, value: int) -> None:
         lcr = self.read(u.LCR)
@@ -371,7 +372,7 @@ def test_reset_empties_the_port_and_lowers_its_line():
     port = Port()
     port.write(u.IER, u.IER_RDA | u.IER_THRE)
     port.wire.feed(b"x")
-    port.uart.reset()
+    port.device.reset()
     assert not port.irq
     assert [port.read(r) for r in (u.IER, u.IIR, u.LCR, u.MCR, u.LSR)] == [0, 1, 0, 0, 0x60]
 
@@ -427,24 +428,24 @@ def test_index_gives_the_ports_of_a_pc(index, base, irq):
 @pytest.mark.parametrize(("values", "says"), [({"index": 4}, "4"), ({"irq": 16}, "16"), ({"iobase": 0xFFFF}, "0xffff")])
 def test_impossible_place_is_refused(values, says):
     with pytest.raises(PropertyError, match=says):
-        Uart16550(**values)
+        IsaSerial(**values)
 
 
 def test_chardev_that_does_not_exist_is_named():
     with pytest.raises(PropertyError, match="can't find value 'nosuch'"):
-        Uart16550(chardev="nosuch").realize(FakeBoard())
+        IsaSerial(chardev="nosuch").realize(FakeBoard())
 
 
 def test_chardev_of_another_port_is_in_use_until_that_port_goes():
     port = Port()
-    other = Uart16550("other", index=1)
+    other = IsaSerial("other", index=1)
     other.backend = port.wire
     with pytest.raises(InUse, match="serial0"):
         other.realize(port.board)
     other.holdings.close()
-    port.uart.unrealize()
+    port.device.unrealize()
     assert port.board.ledger.rows() == []
-    third = Uart16550(index=1)
+    third = IsaSerial(index=1)
     third.backend = port.wire
     third.realize(port.board)
     port.board.outb(0x2F8, 0x41)
@@ -453,6 +454,6 @@ def test_chardev_of_another_port_is_in_use_until_that_port_goes():
 
 def test_port_without_backend_swallows_output():
     board = FakeBoard()
-    Uart16550().realize(board)
+    IsaSerial().realize(board)
     board.outb(0x3F8, 0x41)
     assert board.inb(0x3FD) == 0x60
