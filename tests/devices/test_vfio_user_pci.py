@@ -136,7 +136,7 @@ def test_hot_plug_interrupts_and_unplug_with_the_line_high_leave_nothing_behind(
         guest.qmp("device_add", **remote(server.path, addr=str(slot)))
         assert guest.wait_serial(rf"^hotplug: slot {slot} handled (\d+) spurious (\d+)").groups() == ("50", "0")
         guest.wait_serial(rf"^hotplug: slot {slot} line held high")
-            wait_high(guest)
+        wait_high(guest)
         guest.qmp("device_del", id="v0")
         guest.wait_event("DEVICE_DELETED", device="v0")
         assert guest.machine.ledger.difference(before) == ([], [])
