@@ -146,7 +146,7 @@ class Stress:
         if machine.state is RunState.SHUTDOWN:
             machine.reset()
             machine.cont()
-        elif machine.state is RunState.PAUSED:
+        elif machine.state is not RunState.RUNNING:
             machine.cont()
         return False
 
