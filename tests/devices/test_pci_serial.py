@@ -26,6 +26,7 @@ class SerialBoard(PciBoard):
     def __init__(self, **values: object) -> None:
         super().__init__()
         self.wire = MemoryBackend("c0")
+        self.route(IRQ)
         self.before = self.ledger.snapshot()
         self.port = self.plug(PciSerial("s0", addr=DEVFN, chardev="c0", **values))
         self.firmware()
