@@ -181,8 +181,8 @@ class Stage:
         assert close == f"C {name}"
         for operation in before:
             twin.do(operation)
-        ctx = twin.ctx_of[name]
-        if twin.descriptors[name] == CLOSED or not twin._is_last(name):
+        ctx = twin.ctx_of.get(name)
+        if ctx is None or twin.descriptors[name] == CLOSED or not twin._is_last(name):
             return ""
         if ctx in twin.ledger.irqfds:
             gsi = twin.ledger.irqfds[ctx][0]

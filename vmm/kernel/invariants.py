@@ -305,7 +305,8 @@ def s10(vm: Vm, ledger: Ledger, step: Step) -> str:  # noqa: ARG001
     ctx = step.ctx
     if step.kind == "SIG" and not step.error and ctx in ledger.irqfds and ctx is not None and ctx.count:
         return f"{ctx!r} was injected, and can be read as well"
-    if step.kind == "I-" and not step.error and ctx in ledger.irqfds and ctx is not None and ctx.count:
+    unbound = step.kind == "I-" and not step.error and ledger.irqfds.get(ctx, (-1,))[0] == step.gsi if ctx else False
+    if unbound and ctx is not None and ctx.count:
         return f"{ctx!r} was unbound, and still has what was injected"
     return ""
 
