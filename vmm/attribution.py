@@ -206,9 +206,6 @@ class Attribution:
             pin.asserted.discard(device)
             if road == "kvm" and ("kvm", gsi) in self._roads.values():
                 pin.left.add(device)
-        if pin.wanted.pop(device, None) is not None and device in self._high:
-            self._gone[device] = Cause.DEVICE_LEFT
-            pin.wanted[device] = False
 
     # What devices want.
 
@@ -291,7 +288,8 @@ class Attribution:
             if pin.entry & (_LEVEL | _VECTOR) == _LEVEL | vector and pin.sent:
                 pins.append((number, pin.wanted))
                 pin.ended = None
-                served |= self._wanting(number)
+                # Its PIRQ may lead elsewhere by now; the handler finds it all the same.
+                served |= self._wanting(number) | (self._high & pin.wanted.keys())
         if pins:
             self.taken += 1
             self.by_pin.update(number for number, _ in pins)

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from qemu.qmp import ExecuteError
 
@@ -198,9 +198,11 @@ class Stress:
     cpus=st.sampled_from([1, 2]),
 )
 @settings(
-    max_examples=size(12, 400),
+    max_examples=size(12, 5_000),
     deadline=None,
     derandomize=not FULL,
+    # To find the shortest failing order may take minutes, if each of them hangs.
+    phases=(Phase.explicit, Phase.reuse, Phase.generate, *size((), (Phase.shrink,))),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 def test_in_any_order_what_is_held_is_explained_and_at_the_end_nothing_is_left(operations, ioapic, cpus):

@@ -60,9 +60,9 @@ def held(machine):
             f"{fd} {target}" for fd, target in _descriptors() if not target.startswith(("socket:", "/dev/pts"))
         ),
         "descriptors": [repr(file) for file in machine.files.files if file is not None],
-        "ledger": machine.ledger.rows(),
-        "irqfds": kvm.irqfds.items,
-        "resamplers": kvm.irqfds.resamplers,
+        "ledger": [str(row) for row in machine.ledger.rows()],
+        "irqfds": [repr(irqfd) for irqfd in kvm.irqfds.items],
+        "resamplers": [repr(resampler) for resampler in kvm.irqfds.resamplers],
         "ack notifiers": {gsi: len(notifiers) for gsi, notifiers in gsis.notifiers.items()},
         "source ids": gsis.sources.used,
         "wires high": [wire.name for wire in (*machine.gsi_wires, *machine.pci.pirqs) if wire.high],

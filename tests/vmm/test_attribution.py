@@ -174,6 +174,14 @@ def test_a_disabled_line_wants_nothing(story):
     assert story.causes() == (1, [(Cause.UNATTRIBUTED, "")])
 
 
+def test_a_device_that_was_routed_elsewhere_since_is_still_found(story):
+    story.line("a", True)
+    story.deliver()
+    story("pci_route_irq", pirq=3, irq=10)
+    story.serve()
+    assert story.causes() == (1, [])
+
+
 def test_a_vector_of_no_level_pin_is_not_counted(story):
     story("cpu_takes_interrupt", cpu=0, vector=0x61, pic=False)
     story("apic_eoi", cpu=0, vector=0x61)
