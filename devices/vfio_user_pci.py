@@ -90,7 +90,8 @@ class VfioUserPci(VfioPci):
         Property("socket", "str", None, "where the server listens: socket.type=unix,socket.path=PATH, or as JSON"),
         Property("x-no-kvm-intx", "bool", False, "let the monitor forward INTx instead of irqfd"),
         Property("x-msg-timeout", "uint32", 5000, "how long an answer may take, in milliseconds"),
-        Property("x-no-posted-writes", "bool", False, "wait for an answer to every write"),
+        # QEMU posts by default. Here the guest would go on for a slice before its interrupt is looked for.
+        Property("x-no-posted-writes", "bool", True, "wait for an answer to writes to memory BARs, too"),
         Property("x-reconnect-ms", "uint32", 0, "look for a server that went every so many milliseconds; 0: never"),
     )
     fd_handler = _HostFdHandler

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import resource
 import socket
 import threading
 import time
@@ -401,6 +402,24 @@ def test_client_that_does_not_read_is_dropped(server, monkeypatch):
     server.turn()
     assert not server.connected
     client.close()
+
+
+def test_descriptors_that_find_no_room_in_our_table_end_the_connection_and_nothing_else(server):
+    client = RawClient(server)
+    before = open_fds()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before + 3, hard))
+    try:
+        client.send(p.command_bytes(1, Command.DEVICE_RESET), [0] * 50)
+        server.turn()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not server.connected
+    client.close()
+    again = RawClient(server)
+    assert again.is_served()
+    assert open_fds() == before
+    again.close()
 
 
 def test_live_server_keeps_its_socket_and_a_dead_one_is_replaced(tmp_path):

@@ -184,7 +184,9 @@ class RemoteDevice:
         deadline = time.monotonic() + self.timeout
         while True:
             message = connection.wait(deadline)
-            if message is None:
+            if message is None or time.monotonic() > deadline:
+                if message is not None:
+                    message.close()  # a server that asks for DMA on and on has not answered either
                 raise PeerGone(f"no reply within {self.timeout:g} s")
             message.close()  # descriptors that come with a reply to one of our commands are of no use to us
             if not message.is_reply and not message.fault:

@@ -264,6 +264,8 @@ class _Messenger:
         """Take one message; False if none came in time."""
         server = self._server
         held = server._held
+        if time.monotonic() > deadline:
+            return False
         message = connection.wait(min(deadline, time.monotonic() + GRACE) if server._handling else deadline)
         if message is not None and message.is_reply and not message.fault:
             server._dispatch(connection, message)
