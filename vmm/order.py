@@ -350,12 +350,17 @@ class Executor(State):
         """Run a work that was just taken off `pending`."""
         work.pending = False
         work.running = True
+        if hook is None:  # nobody else is there to wait for it
+            try:
+                work.function()
+            finally:
+                work.running = False
+            return
         work.waiters += work.flushers
         work.flushers = ()
         self.running.append(work)
         try:
-            if hook is not None:
-                hook("work.start", work)
+            hook("work.start", work)
             work.function()
         finally:
             work.running = False

@@ -136,12 +136,14 @@ class EventfdCtx(Mortal):
             if order.hook is not None:
                 raise Violation("eventfd-recursion", self, "wake-up", "eventfd_signal from inside it")
             return False
-        self.lock.acquire()
+        if order.hook is not None:
+            self.lock.acquire()
         if self.count < U64_MAX:
             self.count += 1
         if self.waiters:
             self._wake_as_task(POLLIN)
-        self.lock.release()
+        if order.hook is not None:
+            self.lock.release()
         return True
 
     def add(self, value: int) -> bool:
