@@ -76,6 +76,8 @@ class QtestServer:
         self._overlong = False
         self._out: list[str] = []
         self._unsent = bytearray()
+        self._pushing = False
+        self._again = False
         self._busy = False
         self._log = log
         self._opened_at = 0
@@ -133,6 +135,7 @@ class QtestServer:
 
     def writable(self) -> None:
         """The backend takes more."""
+        self._again = True
         self._push()
         if not self._unsent:
             self._backend.accept_input()
@@ -169,22 +172,25 @@ class QtestServer:
         if self._log is not None:
             for reply in out:
                 self._note("S", reply.rstrip("\n"))
-        data = "".join(out).encode("latin-1", "replace")
-        if self._unsent:
-            self._unsent += data
-            return
-        taken = self._backend.write(data)
-        if taken < len(data):
-            self._unsent += data[taken:]
+        self._unsent += "".join(out).encode("latin-1", "replace")
+        self._push()
         self._backend.flush()
 
     def _push(self) -> None:
-        while self._unsent:
-            chunk = bytes(self._unsent[:READ_SIZE])
-            taken = self._backend.write(chunk)
-            del self._unsent[:taken]
-            if taken < len(chunk):
-                return
+        """Offer the backend what is unsent; it may say `writable` meanwhile."""
+        if self._pushing:
+            return
+        self._pushing = True
+        try:
+            while self._unsent:
+                self._again = False
+                chunk = bytes(self._unsent[:READ_SIZE])
+                taken = self._backend.write(chunk)
+                del self._unsent[:taken]
+                if taken < len(chunk) and not self._again:
+                    return
+        finally:
+            self._pushing = False
 
     def _note(self, kind: str, text: str) -> None:
         if self._log is not None:
