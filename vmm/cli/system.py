@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -70,6 +71,10 @@ def _run(config: Config) -> int:
     if config.exit_with_parent:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     with contextlib.ExitStack() as cleanup:
+        # What a start makes lasts. Nobody need look through it for garbage, neither now nor while the guest runs.
+        gc.disable()
+        cleanup.callback(gc.enable)
+        cleanup.callback(gc.unfreeze)
         # Whatever a character device holds back is written out last, after the machine is gone.
         chardevs: dict[str, CharBackend] = {}
         cleanup.callback(_close_all, chardevs)
@@ -116,6 +121,8 @@ async def _serve(
                 open_monitors.append(CharMonitor(monitor_of(machine, spec.mode, spec.pretty), backend))
     for backend in chardevs.values():
         backend.start(loop)
+    gc.freeze()
+    gc.enable()
     status = await machine.run()
     for monitor in open_monitors:
         monitor.close()
