@@ -42,7 +42,11 @@ def main(argv: list[str] | None = None) -> int:
         if config.help is not None:
             from vmm.cli.help import show
 
-            show(config.help)
+            with contextlib.suppress(BrokenPipeError):  # `-device help | head`: the reader has seen enough
+                show(config.help)
+                sys.stdout.flush()
+                return 0
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         return _run(config)
     except VintxError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 
 from vmm.errors import VintxError
@@ -13,6 +14,7 @@ COMMANDS = {
     "demo": "boot a guest, hot-plug two devices, let them interrupt, unplug them with their lines high",
     "dispute": "the sequences that the KVM_EOIFD thread argues with, under each rule that it proposes",
     "doctor": "which engines and oracles this machine has, and why not",
+    "explore": "every order in which a scenario's actors can act: the invariants hold, or a shortest order that fails",
     "serve": "serve a PCI device over vfio-user, to a machine in another process",
     "trace": "what a trace file tells: which interrupts were spurious, and why",
     "vectors": "replay recordings of real interrupt controllers on the models; record and fuzz on this machine's KVM",
@@ -32,9 +34,15 @@ def main(argv: list[str] | None = None) -> int:
             sub.set_defaults(run=module.run)
     arguments = parser.parse_args(argv)
     try:
-        return int(arguments.run(arguments))
+        status = int(arguments.run(arguments))
+        sys.stdout.flush()
+        return status
     except VintxError as error:
         print(f"vintx {arguments.command}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (`vintx ... | head`). What is left to flush goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         return 130
