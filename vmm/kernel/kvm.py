@@ -39,6 +39,7 @@ from vmm.kernel.gsi import (
     Gsis,
     IrqSourceIds,
 )
+from vmm.kernel.ioctl import ioctl
 from vmm.kernel.irqfd import KVM_IRQFD_FLAG_DEASSIGN, Irqfds
 from vmm.kernel.policies import DEFAULT_POLICY, policy
 from vmm.order import Srcu, State, WorkQueue
@@ -218,6 +219,10 @@ class Vm(State):
         self.gsis.chips.update(chips or {})
 
     # ioctls
+
+    def ioctl(self, request: int, data: bytes) -> tuple[int, bytes]:
+        """A request by its number, its argument as bytes: see `vmm.kernel.ioctl`. OSError."""
+        return ioctl(self, request, data)
 
     def irqfd(self, fd: int, gsi: int, flags: int = 0, resamplefd: int = 0) -> None:
         """KVM_IRQFD: assign, or with KVM_IRQFD_FLAG_DEASSIGN deassign, where `resamplefd` is not looked at.
