@@ -68,7 +68,7 @@ class LocalApic(LapicCore):
 
     def mmio_read(self, offset: int, size: int) -> int:
         """A guest's read of the register page. Only the first four bytes of each sixteen hold a register."""
-        if self.x2apic_mode or not self.hardware_enabled:
+        if self.page < 0:
             return (1 << 8 * size) - 1
         place = offset & 0xF
         if place + min(size, 4) > 4:
@@ -81,7 +81,7 @@ class LocalApic(LapicCore):
 
     def mmio_write(self, offset: int, size: int, value: int) -> None:
         """A guest's write of the register page: 32 bits at the start of a register, else nothing happens."""
-        if self.x2apic_mode or not self.hardware_enabled or size != 4 or offset & 0xF:
+        if self.page < 0 or size != 4 or offset & 0xF:
             return
         if not self.write(offset, value):
             self._error(r.ESR_ILLEGAL_REGISTER)

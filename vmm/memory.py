@@ -169,6 +169,19 @@ class AddressSpace:
 
     def read(self, address: int, size: int) -> int:
         """The value a guest reads; all ones where nobody answers."""
+        there = self._pages.get(address >> self._shift)
+        if there is not None:
+            for mapping in there:
+                if mapping.base <= address < mapping.end:
+                    region = mapping.region
+                    if region.min_access <= size <= region.max_access and address + size <= mapping.end:
+                        return region.read(address - mapping.base, size) & ALL_ONES[size]
+                    break
+        elif size == 1 and not self._large:
+            return 0xFF
+        return self._read_any(address, size)
+
+    def _read_any(self, address: int, size: int) -> int:
         mapping = self.find(address)
         if mapping is None:
             if size > 1 and self._another_within(address, size):
@@ -184,6 +197,20 @@ class AddressSpace:
 
     def write(self, address: int, size: int, value: int) -> None:
         """A guest's write; lost where nobody answers."""
+        there = self._pages.get(address >> self._shift)
+        if there is not None:
+            for mapping in there:
+                if mapping.base <= address < mapping.end:
+                    region = mapping.region
+                    if region.min_access <= size <= region.max_access and address + size <= mapping.end:
+                        region.write(address - mapping.base, size, value)
+                        return
+                    break
+        elif size == 1 and not self._large:
+            return
+        self._write_any(address, size, value)
+
+    def _write_any(self, address: int, size: int, value: int) -> None:
         mapping = self.find(address)
         if mapping is None:
             if size > 1 and self._another_within(address, size):

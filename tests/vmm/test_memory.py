@@ -157,3 +157,23 @@ def test_dma_outside_ram_reads_ones_and_is_lost():
 def test_ram_size_that_is_no_whole_page_is_refused():
     with pytest.raises(ConfigError, match="4097"):
         GuestMemory(4097)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 6), st.integers(1, 5)), min_size=1, max_size=5),
+    st.lists(st.integers(0, 4), max_size=5),
+)
+def test_regions_of_several_pages_come_move_and_go_in_any_order(layout, changed):
+    space = AddressSpace.memory()
+    mappings = [space.map(p << 12, Bytes(n << 12, fill=i + 1).region) for i, (p, n) in enumerate(layout)]
+    places = {i: range(p, p + n) for i, (p, n) in enumerate(layout)}
+    for i in changed:
+        if i in places and places[i].start < 7:
+            mappings[i].move(8 << 12)
+            places[i] = range(8, 8 + layout[i][1])
+        elif i in places:
+            mappings[i].close()
+            del places[i]
+    for page in range(14):
+        there = [i for i, pages in places.items() if page in pages]
+        assert space.read(page << 12 | 0xFFF, 1) == (max(there) + 1 if there else 0xFF)
