@@ -41,12 +41,17 @@ class RunState(enum.Enum):
     RUNNING = "running"
     PAUSED = "paused"
     SHUTDOWN = "shutdown"
+    GUEST_PANICKED = "guest-panicked"
 
 
 class SystemReset(Event):
     """The machine is reset: all devices, CPUs and interrupt controllers, without a word of their own."""
 
     reason: str
+
+
+ENDED = (RunState.SHUTDOWN, RunState.GUEST_PANICKED)
+"""States that only a reset can leave."""
 
 
 @dataclass(slots=True)
@@ -75,6 +80,8 @@ class MachineConfig:
     start_paused: bool = False
     no_reboot: bool = False
     no_shutdown: bool = False
+    panic: str = "shutdown"
+    """What a panic of the guest leads to: `none`, `pause`, `shutdown` or `exit-failure`."""
     name: str | None = None
     uuid: str = "00000000-0000-0000-0000-000000000000"
     rtc_base: str = "utc"
@@ -231,7 +238,7 @@ class Machine:
 
     def cont(self) -> None:
         """QMP cont. LifecycleError after a shutdown that only a reset can leave."""
-        if self.state is RunState.SHUTDOWN:
+        if self.state in ENDED:
             raise QmpError("Resetting the Virtual Machine is required")
         if self.state is not RunState.RUNNING:
             if not self._powered:
@@ -245,7 +252,7 @@ class Machine:
         if self.trace.on:
             self.trace.emit(SystemReset(reason))
         self.power_on()
-        if self.state is RunState.SHUTDOWN:
+        if self.state in ENDED:
             self.state = RunState.PRELAUNCH
 
     def request_reset(self, reason: str) -> None:
@@ -269,6 +276,32 @@ class Machine:
         self._ended = True
         self.exit_status = status
         self.loop.finish()
+
+    # What a guest says at its end (pvpanic).
+
+    def guest_panicked(self) -> None:
+        """The guest panicked: do with it what -action panic= says, as soon as the access at hand is over."""
+        self.loop.request(self._panicked)
+
+    def _panicked(self) -> None:
+        action = self.config.panic
+        if action == "shutdown" and self.config.no_shutdown:
+            action = "pause"
+        told = {"none": "run", "pause": "pause"}.get(action, "poweroff")
+        self.emit("GUEST_PANICKED", {"action": told})
+        if told != "run" and self.state is RunState.RUNNING:
+            self._pause(RunState.GUEST_PANICKED)
+        if told == "poweroff":
+            self._shutdown("guest-panic", int(action == "exit-failure"))
+
+    def guest_crash_loaded(self) -> None:
+        """The guest panicked and goes on in its own crash kernel."""
+        self.loop.request(lambda: self.emit("GUEST_CRASHLOADED", {"action": "run"}))
+
+    def guest_pv_shutdown(self) -> None:
+        """The guest shuts down and says so."""
+        self.loop.request(lambda: self.emit("GUEST_PVSHUTDOWN"))
+        self.request_shutdown("guest-shutdown")
 
     def powerdown(self) -> None:
         """QMP system_powerdown: press the power button, where there is one."""

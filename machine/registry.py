@@ -51,6 +51,8 @@ _DEVICES = {
     "pci-testdev": "devices.pci_testdev:PciTestdev",
     "PIIX3": "devices.pci.piix3:Piix3",
     "PIIX4_PM": "devices.pci.piix3:Piix4Pm",
+    "pvpanic": "devices.pvpanic:PvPanicIsa",
+    "pvpanic-pci": "devices.pvpanic:PvPanicPci",
     "qemu64-x86_64-cpu": "machine.processor:X86Cpu",
     "vfio-pci": "devices.vfio_pci:VfioPci",
     "vfio-user-pci": "devices.vfio_user_pci:VfioUserPci",

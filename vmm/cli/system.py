@@ -192,6 +192,7 @@ def _build(config: Config, accel: str, serial: list[CharBackend | None], chardev
         start_paused=config.paused,
         no_reboot=config.actions["reboot"] == "shutdown",
         no_shutdown=config.actions["shutdown"] == "pause",
+        panic=config.actions["panic"],
         name=config.name or None,
         uuid=config.uuid,
         rtc_base=config.rtc_base,
