@@ -46,6 +46,7 @@ _DEVICES = {
     "isa-pit": "devices.i8254:I8254",
     "isa-serial": "devices.isa_serial:IsaSerial",
     "mc146818rtc": "devices.mc146818:Mc146818",
+    "nvme": "devices.nvme:Nvme",
     "pc-testdev": "devices.pc_testdev:PcTestdev",
     "pci-serial": "devices.pci_serial:PciSerial",
     "pci-testdev": "devices.pci_testdev:PciTestdev",
@@ -57,7 +58,10 @@ _DEVICES = {
     "vfio-pci": "devices.vfio_pci:VfioPci",
     "vfio-user-pci": "devices.vfio_user_pci:VfioUserPci",
 }
-_OBJECTS = {"vfio-host-device": "devices.vfio_host:VfioHostDevice"}
+_OBJECTS = {
+    "memory-backend-ram": "devices.memory_backend:MemoryBackendRam",
+    "vfio-host-device": "devices.vfio_host:VfioHostDevice",
+}
 _MACHINES = {"pc": "machine.pc:PcMachine", "none": "machine.none:NoneMachine"}
 _MACHINE_ALIASES = {"pc-i440fx": "pc"}
 ABSTRACT_DEVICES = {"device": None, "pci-device": "device", "isa-device": "device", "sys-bus-device": "device"}
