@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
+import sys
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     Values = dict[str, float]
 
+WIDTH = 110
+"""Columns where nobody says how many there are: in a file, in a pipe."""
 QEMU = "qemu-system-x86_64"
 NO_QEMU = f"{QEMU} is not installed: no figures to compare with (Debian: apt-get install qemu-system-x86)"
 
@@ -45,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     wanted = [f for group in GROUPS for f in group.figures if arguments.name is None or arguments.name in f.name]
     if not wanted:
         raise UsageError(f"-k {arguments.name}: there is no such figure; --list shows all")
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     if arguments.list:
         for figure in wanted:
             console.print(f"{figure.name:<18} {figure.what}", markup=False)
