@@ -165,6 +165,14 @@ def test_device_of_a_users_own_file_is_served(vm, backend, tmp_path):
     assert not server.path.exists()
 
 
+def test_interrupt_that_a_write_causes_is_there_when_the_write_is_over(vm, backend):
+    guest = vm("pc", kernel=guest_images.path("hotplug"), append="n=5", devices=[remote(backend().path, addr="4")])
+    guest.wait_serial(r"^hotplug: slot 4 handled 5")
+    guest.machine.device("v0").bars[0].region.write(REG_IRQ_RAISE, 4, 1)
+    guest.machine.executor.drain()
+    assert guest.machine.ioapic.get_state().irr
+
+
 # Deaths.
 
 
@@ -221,14 +229,15 @@ def test_server_that_returns_is_attached_again_and_interrupts(vm, backend):
     guest.wait_event("DEVICE_DELETED", device="v0")
 
 
-def test_another_device_at_the_same_place_is_not_attached(vm, backend):
+def test_another_device_at_the_same_place_is_not_attached(vm, backend, tmp_path):
+    (tmp_path / "other.py").write_text("from devices.edu import Edu\nclass Other(Edu):\n    revision = 0x11\n")
     server = backend()
     guest = vm("pc", devices=[remote(server.path, **{"x-reconnect-ms": 10})])
     device = guest.machine.device("v0")
     guest.qmp("query-status")
     server.kill()
     guest.wait_event("VFIO_USER_DISCONNECTED")
-    backend("--device", "pci-testdev")
+    backend(f"{tmp_path}/other.py:Other")
     attach, tries = device.remote.attach, []
     device.remote.attach = lambda: (tries.append(1), attach())
     guest.wait_for(lambda: len(tries) > 2, "attempts to attach")
@@ -381,7 +390,7 @@ def test_server_that_cannot_be_worked_with_is_refused_and_nothing_is_left(vm, im
 IN_USE = {
     "stalls": lambda _: None,
     "unexpected reply": lambda m: p.reply_bytes(m.msg_id + 1, m.command),
-    "another command's reply": lambda m: p.reply_bytes(m.msg_id, 1),
+    "another command's reply": lambda m: p.reply_bytes(m.msg_id, 1, m.payload + bytes(4)),
     "wrong size": lambda m: p.reply_bytes(m.msg_id, m.command, bytes(400)),
     "hangs up": lambda _: b"",
     "noise": lambda _: b"\xff" * 64,

@@ -68,6 +68,15 @@ def test_level_that_stays_high_signals_once_until_unmasked(client, trigger):
     assert signals(trigger) == 1
 
 
+def test_level_that_falls_and_rises_while_masked_is_not_signalled_before_the_unmask(client, trigger):
+    client.write(0, REG_IRQ_RAISE, 1)
+    client.write(CONFIG, cfg.COMMAND, INTX_DISABLE, 2)
+    client.write(CONFIG, cfg.COMMAND, 0, 2)
+    assert signals(trigger) == 1
+    client.set_irqs(UNMASK)
+    assert signals(trigger) == 1
+
+
 def test_level_that_went_low_is_not_signalled_again_at_unmask(client, trigger):
     client.write(0, REG_IRQ_RAISE, 1)
     client.write(0, REG_IRQ_ACK, 1)
@@ -106,6 +115,22 @@ def test_unmask_eventfd_works_as_the_message_and_after_what_was_sent_before_it(c
     client.send(p.command_bytes(1, Command.REGION_WRITE, ack, p.FLAG_NO_REPLY))
     os.eventfd_write(resample, 1)
     client.server.turn()
+    assert signals(trigger) == 0
+    os.close(resample)
+
+
+def test_message_that_came_after_the_poll_but_before_the_eventfd_is_carried_out_first(client, trigger):
+    resample = os.eventfd(0, os.EFD_NONBLOCK)
+    client.set_irqs(UNMASK_EVENTFD, [resample])
+    client.write(0, REG_IRQ_RAISE, 1)
+    assert signals(trigger) == 1
+    ack = p.REGION_ACCESS.pack(REG_IRQ_ACK, 0, 4) + b"\1\0\0\0"
+    client.send(p.command_bytes(1, Command.REGION_WRITE, ack, p.FLAG_NO_REPLY))
+    os.eventfd_write(resample, 1)
+    server = client.server
+    server._poll = lambda _timeout: set(server.endpoint.interrupts.watched())
+    server.turn()
+    del server._poll
     assert signals(trigger) == 0
     os.close(resample)
 
