@@ -6,13 +6,14 @@ to 23 to the IOAPIC alone, with GSI 0 on IOAPIC pin 2 as on real boards and in Q
 
 from __future__ import annotations
 
+import uuid
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from devices.acpi_pm import AcpiPm
 from devices.apic_bus import ApicBus
 from devices.device import Property
-from devices.fw_cfg import BOOT_MENU, MAX_CPUS, NB_CPUS, RAM_SIZE, FwCfg
+from devices.fw_cfg import BOOT_MENU, MAX_CPUS, NB_CPUS, RAM_SIZE, UUID, FwCfg
 from devices.i8042 import I8042
 from devices.i8254 import I8254
 from devices.i8259 import I8259
@@ -264,6 +265,7 @@ class PcMachine(Machine):
         self._boot_order = cmos_boot_order(config.boot_order or "cad")
         self.fw_cfg = self.make(FwCfg)
         self.fw_cfg.add_u16(BOOT_MENU, config.boot_menu)
+        self.fw_cfg.add_bytes(UUID, uuid.UUID(config.uuid).bytes)
         self.fw_cfg.add_u16(NB_CPUS, config.cpus)
         self.fw_cfg.add_u16(MAX_CPUS, config.max_cpus or config.cpus)
         self.fw_cfg.add_u64(RAM_SIZE, config.ram_size)

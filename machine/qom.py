@@ -64,6 +64,13 @@ def _device_node(device: Device) -> Node:
     return node
 
 
+def _object_node(made: Any) -> Node:
+    node = Node(made.qom_type)
+    for prop in getattr(made, "properties", ()):
+        node.properties[prop.name] = (prop.type_name, functools.partial(made.values.get, prop.name))
+    return node
+
+
 def _container(children: dict[str, Node]) -> Node:
     return Node("container", children=children)
 
@@ -86,7 +93,7 @@ def tree(machine: Machine) -> Node:
         for part in path:
             parent = parent.children[part]
         parent.children[last] = _device_node(device)
-    objects = _container({name: Node(made.qom_type) for name, made in machine.objects.items()})
+    objects = _container({name: _object_node(made) for name, made in machine.objects.items()})
     return _container({"machine": board, "objects": objects, "chardevs": _container({})})
 
 
