@@ -285,22 +285,22 @@ class Gsis(State):
         if self.trace.on:
             self.trace.emit(KvmSetIrq(gsi, level, source))
         status = -1
+        high = bool(level)
         routes = self.table.by_gsi.get(gsi, ())
+        count = len(routes)
         i = 0
-        while i < len(routes):
+        while i < count:
             route = routes[i]
             i += 1
             if route.kind == KVM_IRQ_ROUTING_MSI:
                 # A message has no level to lower. (kvm_set_msi)
-                got = self.deliver_msi(route.address, route.data) if level else -1
+                got = self.deliver_msi(route.address, route.data) if high else -1
+            elif (chip := self.chips.get(route.chip)) is None:
+                continue
+            elif line_status and route.chip == KVM_IRQCHIP_IOAPIC:
+                got = chip.set_irq(route.pin, source, high, True)  # type: ignore[call-arg]
             else:
-                chip = self.chips.get(route.chip)
-                if chip is None:
-                    continue
-                if line_status and route.chip == KVM_IRQCHIP_IOAPIC:
-                    got = chip.set_irq(route.pin, source, bool(level), True)  # type: ignore[call-arg]
-                else:
-                    got = chip.set_irq(route.pin, source, bool(level))
+                got = chip.set_irq(route.pin, source, high)
             if got >= 0:
                 status = got if status < 0 else status + got
         return status
