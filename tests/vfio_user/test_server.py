@@ -9,6 +9,8 @@ import threading
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from devices import PciDevice
 from devices.edu import REG_DMA_CMD, REG_DMA_COUNT, REG_DMA_DST, REG_DMA_SRC, REG_IRQ_ACK, REG_IRQ_RAISE, Edu
@@ -19,6 +21,7 @@ from vmm.kernel.files import DescriptorTable
 from vmm.memory import GuestMemory, IoRegion
 from vmm.vfio_user import protocol as p
 from vmm.vfio_user.client import RemoteDevice
+from vmm.vfio_user.interrupts import Interrupts, IrqSetRequest
 from vmm.vfio_user.protocol import Command
 from vmm.vfio_user.server import Server
 
@@ -468,40 +471,88 @@ def test_path_that_cannot_be_had_is_an_error_that_names_it_and_leaks_nothing(tmp
 # What QEMU says.
 
 
-def test_qemu_conversation_gets_the_answers_that_qemu_takes(tmp_path):
-    """QEMU 11 from connecting to device_del, its messages replayed; vectors qemu11-gpio.log."""
+@pytest.mark.parametrize("name", ["qemu11-gpio.log", "qemu11-python-server-kvm.log"])
+def test_qemu_conversation_gets_the_answers_that_qemu_takes(tmp_path, name):
+    """QEMU 11 with two other servers, its messages replayed: connect, realize, reset, boot, INTx, device_del."""
+    messages = list(recording(name))
+    infos = [m.fields for m in messages if m.command is Command.DEVICE_GET_REGION_INFO and m.reply]
 
-    class Gpio(PciDevice):
-        driver = "gpio"
+    class Recorded(PciDevice):
+        driver = "recorded"
         vendor_id, device_id, class_id, interrupt_pin = 0x494F, 0x0DC8, 0x0000, 1
 
         def realize(self, board):
             super().realize(board)
-            self.register_bar(2, IoRegion("gpio", 0x100, lambda _offset, _size: 0, lambda *_: None), io=True)
+            for info in infos:
+                index, size = info["index"], info["size"]
+                if size and index < p.REGION_ROM:
+                    region = IoRegion("BAR", size, lambda _offset, _size: 0, lambda *_: None)
+                    self.register_bar(index, region, io=index == 2)
 
+    theirs = {m.msg_id: m for m in messages if m.reply}
     answered = 0
-    sizes = {}
-    with serving(Gpio(), tmp_path) as server:
+    with serving(Recorded(), tmp_path) as server:
         client = RawClient(server, negotiate=False)
-        for message in recording("qemu11-gpio.log"):
+        for message in messages:
             if not message.to_server:
-                sizes[message.msg_id] = message.size
                 continue
-            kind = "eventfd" if message.command is Command.DEVICE_SET_IRQS else "memfd"
-            fds = [os.eventfd(0) if kind == "eventfd" else memory(256 << 20) for _ in range(message.fds)]
+            make = os.eventfd if message.command is Command.DEVICE_SET_IRQS else memory
+            fds = [make(0 if make is os.eventfd else 256 << 20) for _ in range(message.fds)]
             client.send(message.bytes(), fds)
             for fd in fds:
                 os.close(fd)
             if message.flags & p.FLAG_NO_REPLY:
                 continue
             reply = client.receive()
+            answered += 1
             assert (reply.msg_id, reply.command, reply.failure) == (message.msg_id, message.command, 0), message
             if message.command is Command.VERSION:
-                assert len(reply.payload) + 16 <= message.size
+                assert len(reply.payload) + 16 <= len(message.bytes())
                 assert p.Version.parse(reply.payload).minor == 0
-            sizes[message.msg_id, "ours"] = len(reply.payload) + 16
-            answered += 1
-        ours = {key[0]: size for key, size in sizes.items() if isinstance(key, tuple) and key[0] != 0}
-        assert {n: size for n, size in ours.items() if sizes[n] != size} == {}
+                continue
+            expected = theirs[message.msg_id]
+            if expected.size is not None:
+                assert len(reply.payload) + 16 == expected.size
+            if message.command in (Command.DEVICE_GET_REGION_INFO, Command.DEVICE_GET_INFO):
+                assert reply.payload == expected.bytes()[16:]
         client.close()
-    assert answered > 150
+    assert answered > 80
+
+
+OPERATIONS = st.lists(
+    st.sampled_from(["high", "low", "unmask", "mask", "trigger", "no trigger", "disable", "reset"]), max_size=30
+)
+
+
+@given(OPERATIONS)
+def test_high_and_unmasked_is_never_left_untold_and_nothing_is_told_twice(operations):
+    """The law of the level loop, whatever the order."""
+    interrupts = Interrupts(has_intx=True)
+    eventfd = os.eventfd(0, os.EFD_NONBLOCK)
+    attached = False
+    try:
+        for operation in operations:
+            masked_before = interrupts.masked
+            if operation in ("high", "low"):
+                interrupts.set_level(operation == "high")
+            elif operation in ("unmask", "mask"):
+                flags = UNMASK if operation == "unmask" else MASK
+                interrupts.set_irqs(IrqSetRequest(flags, 0, 0, 1, b""), [])
+            elif operation in ("trigger", "no trigger"):
+                attached = operation == "trigger"
+                interrupts.set_irqs(IrqSetRequest(TRIGGER, 0, 0, 1, b""), [os.dup(eventfd)] if attached else [])
+            elif operation == "disable":
+                attached = False
+                interrupts.set_irqs(IrqSetRequest(DISABLE, 0, 0, 0, b""), [])
+            else:
+                interrupts.reset()
+            told = signals(eventfd)
+            assert told <= 1
+            assert not (interrupts.level and attached and not interrupts.masked)
+            if told:
+                assert interrupts.level
+                assert interrupts.masked
+                assert not masked_before or operation in ("unmask", "trigger", "reset")
+    finally:
+        interrupts.close()
+        os.close(eventfd)
