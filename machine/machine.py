@@ -78,6 +78,8 @@ class MachineConfig:
     cpu_options: dict[str, str] = field(default_factory=dict)
     """Features of the CPU, `on` or `off`."""
     start_paused: bool = False
+    preconfig: bool = False
+    """Wait for `exit_preconfig` before the machine is started; what is plugged until then is cold-plugged."""
     no_reboot: bool = False
     no_shutdown: bool = False
     panic: str = "shutdown"
@@ -114,6 +116,7 @@ class Machine:
         self.memory = GuestMemory(self.config.ram_size)
         self.state = RunState.PRELAUNCH
         self.complete = False
+        self.preconfig = self.config.preconfig
         """Everything that is there from the start is plugged."""
         self.exit_status = 0
         self.peripherals: dict[str, Device] = {}
@@ -208,10 +211,17 @@ class Machine:
 
     async def run(self) -> int:
         """Start if not started, and run until shutdown. Returns the exit status."""
-        if not self.complete:
+        if not self.complete and not self.preconfig:
             self.start()
         await self.loop.run()
         return self.exit_status
+
+    def exit_preconfig(self) -> None:
+        """The machine is complete after all: start it."""
+        self.preconfig = False
+        self.start()
+        if self.loop.running:
+            self.emit("RESUME")
 
     def _power_on(self) -> None:
         self._powered = True

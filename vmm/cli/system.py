@@ -67,8 +67,6 @@ def _blaming(option: str) -> Iterator[None]:
 
 
 def _run(config: Config) -> int:
-    if config.preconfig:
-        raise UsageError("-preconfig: not supported; start with -S, and add devices before `cont`")
     for item in config.log_items:
         raise UsageError(f"-d {item}: there is no such log; -trace PATTERN writes events")
     accel = _accelerator(config)
@@ -190,6 +188,7 @@ def _build(config: Config, accel: str, serial: list[CharBackend | None], chardev
         serial=serial,
         chardevs=chardevs,
         start_paused=config.paused,
+        preconfig=config.preconfig,
         no_reboot=config.actions["reboot"] == "shutdown",
         no_shutdown=config.actions["shutdown"] == "pause",
         panic=config.actions["panic"],

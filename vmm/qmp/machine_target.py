@@ -53,8 +53,6 @@ def monitor_of(machine: Machine, mode: str = "control", pretty: bool = False) ->
 class MachineMonitor:
     """Implements `vmm.qmp.target.MachineTarget` for a machine that is built."""
 
-    preconfig = False
-
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
 
@@ -78,10 +76,16 @@ class MachineMonitor:
         return False, False
 
     def exit_preconfig(self) -> None:
-        """Nothing to do: the machine is built before a monitor sees it."""
+        """Start the machine. Its board is built before a monitor sees it."""
+        self.machine.exit_preconfig()
 
     def stop(self) -> None:
         self.machine.stop()
+
+    @property
+    def preconfig(self) -> bool:
+        """The machine waits for x-exit-preconfig."""
+        return self.machine.preconfig
 
     def cont(self) -> None:
         self.machine.cont()
