@@ -99,10 +99,17 @@ class VfioHostDevice:
 
     def open(self, user: str, files: DescriptorTable, executor: Executor, trace: Trace) -> VfioDevice:
         """Hand the device to `user`. InUse if somebody has it."""
-        if self.in_use is not None:
-            raise InUse(f"host device '{self.id}' is in use by '{self.in_use}'", holder=self.in_use)
-        self._handle = VfioDevice(self.device, files, executor, trace, self._pci_2_3)
+        if self._handle is not None:
+            holder = self.in_use or "monitor"
+            raise InUse(f"host device '{self.id}' is in use by '{holder}'", holder=holder)
+        handle = self.open_by_hand(files, executor, trace)
         self.in_use = user
+        return handle
+
+    def open_by_hand(self, files: DescriptorTable, executor: Executor, trace: Trace) -> VfioDevice:
+        """Hand the device to a monitor's commands, until the object is deleted; the same again if they have it."""
+        if self._handle is None:
+            self._handle = VfioDevice(self.device, files, executor, trace, self._pci_2_3)
         return self._handle
 
     def release(self) -> None:

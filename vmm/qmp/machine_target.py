@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from devices import lapic_registers as registers
 from machine import qom, registry
 from machine.pc import ISA_IRQS, PcMachine
 from vmm import VERSION
+from vmm.errors import ConfigError
 from vmm.qmp.commands import make_call
 from vmm.qmp.events import Events
+from vmm.qmp.host_kernel import HostKernel
 from vmm.qmp.server import Monitor
 from vmm.qmp.target import (
     CpuInfo,
@@ -40,6 +43,9 @@ _LVT_NAMES = {
     registers.LVT_LINT1: "lint1",
     registers.LVT_ERROR: "error",
 }
+
+_HOST_KERNELS: WeakKeyDictionary[Machine, HostKernel] = WeakKeyDictionary()
+"""By machine: all its monitors hold, and see held, the same operations."""
 
 
 def monitor_of(machine: Machine, mode: str = "control", pretty: bool = False) -> Monitor:
@@ -75,17 +81,17 @@ class MachineMonitor:
     def kvm(self) -> tuple[bool, bool]:
         return False, False
 
+    @property
+    def preconfig(self) -> bool:
+        """The machine waits for x-exit-preconfig."""
+        return self.machine.preconfig
+
     def exit_preconfig(self) -> None:
         """Start the machine. Its board is built before a monitor sees it."""
         self.machine.exit_preconfig()
 
     def stop(self) -> None:
         self.machine.stop()
-
-    @property
-    def preconfig(self) -> bool:
-        """The machine waits for x-exit-preconfig."""
-        return self.machine.preconfig
 
     def cont(self) -> None:
         self.machine.cont()
@@ -206,6 +212,16 @@ class MachineMonitor:
 
     def ledger(self) -> Sequence[LedgerRow]:
         return [LedgerRow(row.owner, row.kind, row.name) for row in self.machine.ledger.rows()]
+
+    def host_kernel(self) -> HostKernel:
+        machine = self.machine
+        if not isinstance(machine, PcMachine):
+            raise ConfigError("this machine type has no irqfds: use pc")
+        kernel = _HOST_KERNELS.get(machine)
+        if kernel is None:
+            kernel = HostKernel(machine.kvm, machine.files, machine.executor, machine.objects, machine.loop.wake)
+            _HOST_KERNELS[machine] = kernel
+        return kernel
 
     def _settle(self) -> None:
         """What the command queued on the kernel side's work queues happens before its reply."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from devices.pci.info import PciInfo
+    from vmm.qmp.host_kernel import HostKernel
 
 
 class MachineInfo(NamedTuple):
@@ -318,3 +319,6 @@ class MachineTarget(Protocol):
 
     def ledger(self) -> Sequence[LedgerRow]:
         """The resources that are held now."""
+
+    def host_kernel(self) -> HostKernel:
+        """The host kernel's side; ConfigError if the machine has none."""

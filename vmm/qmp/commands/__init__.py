@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vmm.qmp.command import Call, Registry
-from vmm.qmp.commands import control, devices, human, interrupts, machine, qom
+from vmm.qmp.commands import control, devices, human, interrupts, kernel, machine, qom
 
 if TYPE_CHECKING:
     from vmm.qmp.target import MachineTarget
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 def standard_registry() -> Registry:
     """A registry with every command; add your own to it."""
     return Registry(
-        command for module in (control, machine, devices, qom, interrupts, human) for command in module.GROUP.commands
+        command
+        for module in (control, machine, devices, qom, interrupts, kernel, human)
+        for command in module.GROUP.commands
     )
 
 
