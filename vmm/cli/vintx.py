@@ -18,6 +18,7 @@ COMMANDS = {
     "serve": "serve a PCI device over vfio-user, to a machine in another process",
     "trace": "what a trace file tells: which interrupts were spurious, and why",
     "vectors": "replay recordings of real interrupt controllers on the models; record and fuzz on this machine's KVM",
+    "zoo": "historical bugs of irqfd, eoifd and VFIO: each found by the explorer, and not in the real class",
 }
 
 

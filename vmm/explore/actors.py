@@ -44,6 +44,10 @@ class Actor(NamedTuple):
     operations: tuple[Operation, ...]
     repeats: bool = False
 
+    def at(self, done: int) -> Operation:
+        """The operation that comes after `done` others."""
+        return self.operations[0 if self.repeats else done]
+
 
 class Suspended(NamedTuple):
     """A suspended operation. `log[i]` is the heap that step i began with, None for what step i - 1 left;
@@ -69,7 +73,9 @@ class Abort(BaseException):
 
 
 class NotDeterministic(Exception):
-    """An operation that was run again did something else than before, or would."""
+    """An operation that was run again did something else than before, or would. `operation`: which, if known."""
+
+    operation: Operation | None = None
 
 
 class Stage:
@@ -89,6 +95,10 @@ class Stage:
 
     # What may happen.
 
+    def beginning(self) -> tuple[Standing, ...]:
+        """Nobody has done anything."""
+        return tuple(Standing(0, None) for _ in self.actors)
+
     def enabled(self, heap: Heap, standings: tuple[Standing, ...]) -> list[int]:
         """The actors that may take a step from this state; the heap is put in place to ask them."""
         self.arena.put(heap)
@@ -107,8 +117,7 @@ class Stage:
         return found
 
     def _operation(self, n: int, done: int) -> Operation:
-        actor = self.actors[n]
-        return actor.operations[0 if actor.repeats else done]
+        return self.actors[n].at(done)
 
     # One step.
 
@@ -130,9 +139,12 @@ class Stage:
         finished = False
         try:
             argument: tuple[object, ...] = (operation.function,)
-            for seen in log:
+            last = len(log) - 1
+            for i, seen in enumerate(log):
                 if finished:
                     raise NotDeterministic(f"{operation.name} ended early when it was run again")
+                if i == last and suspended is not None:
+                    self._check_again(operation, suspended)
                 if seen is not None:
                     self.arena.put(seen)
                 finished = runner.switch(*argument)
@@ -151,6 +163,13 @@ class Stage:
                 runner.throw(Abort)
             if not runner.dead:
                 self._idle.append(runner)
+
+    def _check_again(self, operation: Operation, suspended: Suspended) -> None:
+        """It was run again: it must stand where it stood, and have left what it left."""
+        if self._stop[0] != suspended.step:
+            raise NotDeterministic(f"{operation.name} came to {self._stop[0]}, and to {suspended.step} before")
+        if self.arena.take()[: len(suspended.after)] != suspended.after:
+            raise NotDeterministic(f"{operation.name} left something else at {suspended.step} than before")
 
     def _run(self, function: Callable[[], object]) -> bool:
         """A pooled greenlet: run one operation after the other; True to the main one when an operation has ended."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmm.explore.actors import Actor, Stage, Standing
+from vmm.explore.actors import Actor, NotDeterministic, Stage, Standing
 from vmm.explore.heap import Arena
 from vmm.order import State, Violation
 
@@ -30,6 +30,10 @@ class Finding(NamedTuple):
 
     rule: str
     trail: tuple[tuple[str, str], ...]
+    choices: tuple[int, ...] = ()
+    """The same way as numbers of actors."""
+    cause: BaseException | None = None
+    """What the code raised, if the rule is that it may not."""
 
     def __str__(self) -> str:
         return "\n".join([self.rule, *(f"  {n:3} {actor}: {step}" for n, (actor, step) in enumerate(self.trail, 1))])
@@ -43,6 +47,8 @@ class Result(NamedTuple):
     depth: int
     ends: int
     finding: Finding | None
+    complete: bool = True
+    """False: `limit` states were known before all were seen, and nothing was wrong with those."""
 
 
 class _Node(NamedTuple):
@@ -56,30 +62,29 @@ def explore(scenario: Scenario, limit: int = 1_000_000, audit: bool = False) -> 
 
     The count is exact and the same every time. `audit` checks each heap for containers that would not be copied.
     """
-    owners = _owners(scenario.actors)
-    arena = Arena(*scenario.roots, *[owner for owner in owners if isinstance(owner, State)])
-    for owner in owners:
-        arena.adopt(owner)
-    stage = Stage(arena, scenario.actors)
+    stage = set_up(scenario)
+    arena = stage.arena
     names = [actor.name for actor in scenario.actors]
     start = arena.take()
-    standings = tuple(Standing(0, None) for _ in scenario.actors)
+    standings = stage.beginning()
     first = _Node(start, standings, _mark(arena, start, standings))
     seen: dict[bytes, tuple[bytes, int, str]] = {first.mark: (b"", -1, "")}
     level = [first]
     transitions = depth = ends = 0
 
-    def trail(mark: bytes, *last: tuple[str, str]) -> tuple[tuple[str, str], ...]:
-        steps: list[tuple[str, str]] = list(last)
+    def found(rule: str, mark: bytes, last: int = -1, cause: BaseException | None = None) -> Finding:
+        steps = [] if last < 0 else [(last, "violates")]
         while True:
             mark, actor, step = seen[mark]
             if actor < 0:
-                return tuple(steps)
-            steps.insert(0, (names[actor], step))
+                break
+            steps.append((actor, step))
+        steps.reverse()
+        return Finding(rule, tuple((names[n], step) for n, step in steps), tuple(n for n, _ in steps), cause)
 
-    def result(finding: Finding | None) -> Result:
+    def result(finding: Finding | None, complete: bool = True) -> Result:
         arena.put(start)
-        return Result(len(seen), transitions, depth, ends, finding)
+        return Result(len(seen), transitions, depth, ends, finding, complete)
 
     while level:
         following: list[_Node] = []
@@ -88,17 +93,20 @@ def explore(scenario: Scenario, limit: int = 1_000_000, audit: bool = False) -> 
             wrong = scenario.always() if scenario.always is not None else None
             if wrong is None and not enabled:
                 ends += 1
-                wrong = _stuck(scenario, node.standings)
+                wrong = stuck(scenario, node.standings)
                 if wrong is None and scenario.at_rest is not None:
                     wrong = scenario.at_rest()
             if wrong is not None:
-                return result(Finding(wrong, trail(node.mark)))
+                return result(found(wrong, node.mark))
             for n in enabled:
                 transitions += 1
                 try:
                     heap, standing, step = stage.step(node.heap, n, node.standings[n])
                 except Violation as violation:
-                    return result(Finding(str(violation), trail(node.mark, (names[n], "violates"))))
+                    return result(found(str(violation), node.mark, n, violation.__cause__))
+                except NotDeterministic as fault:
+                    fault.operation = scenario.actors[n].at(node.standings[n].done)
+                    raise
                 if audit:
                     arena.check()
                 after = (*node.standings[:n], standing, *node.standings[n + 1 :])
@@ -107,10 +115,19 @@ def explore(scenario: Scenario, limit: int = 1_000_000, audit: bool = False) -> 
                     seen[mark] = (node.mark, n, step)
                     following.append(_Node(heap, after, mark))
                     if len(seen) >= limit:
-                        return result(Finding(f"not finished: {limit} states are known", ()))
+                        return result(None, complete=False)
         level = following
         depth += 1
     return result(None)
+
+
+def set_up(scenario: Scenario) -> Stage:
+    """A stage with the scenario's actors, over an arena of all that they can reach."""
+    owners = _owners(scenario.actors)
+    arena = Arena(*scenario.roots, *[owner for owner in owners if isinstance(owner, State)])
+    for owner in owners:
+        arena.adopt(owner)
+    return Stage(arena, scenario.actors)
 
 
 def _owners(actors: tuple[Actor, ...]) -> list[object]:
@@ -130,7 +147,8 @@ def _mark(arena: Arena, heap: Heap, standings: tuple[Standing, ...]) -> bytes:
     )
 
 
-def _stuck(scenario: Scenario, standings: tuple[Standing, ...]) -> str | None:
+def stuck(scenario: Scenario, standings: tuple[Standing, ...]) -> str | None:
+    """Nobody can act: a deadlock if somebody is in the middle of an operation."""
     held = [
         f"{actor.name} at {standing.suspended.step}"
         for actor, standing in zip(scenario.actors, standings, strict=True)

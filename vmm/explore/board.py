@@ -1,0 +1,503 @@
+"""The board that a scenario is written on: one VM, one level-triggered GSI, eventfds, devices, and threads that act.
+
+    def explore_removal(board):
+        user, other = board.thread("user"), board.thread("other")
+        user.assign("e1", eoi="e2")
+        other.deassign("e1")
+
+Each call of a thread becomes an operation of the explorer; when it has returned, its result is judged by the
+invariants that speak of one operation, and where nobody can act any more those that speak of a state are asked.
+docs/explore.md is the guide.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+
+from devices.vfio_irqs import VfioIntx
+from vmm.errors import UsageError
+from vmm.explore.actors import Actor, Operation
+from vmm.explore.parts import GSI, Hardware, LevelPin, Thread, Worker
+from vmm.explore.search import Scenario
+from vmm.kernel import invariants
+from vmm.kernel.eoifd import KVM_EOIFD_FLAG_DEASSIGN, KVM_EOIFD_FLAG_LEVEL_IRQFD, KVM_IRQFD_FLAG_LEVEL, EoiIrqfds
+from vmm.kernel.files import DescriptorTable, EventfdCtx, EventFile
+from vmm.kernel.gsi import KVM_IRQCHIP_IOAPIC, Route
+from vmm.kernel.invariants import Ledger, Step, View
+from vmm.kernel.irqfd import KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE, Irqfds
+from vmm.kernel.kvm import Vm
+from vmm.order import Executor, State, Violation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmm.explore.actors import Guard
+    from vmm.explore.search import Check
+    from vmm.order import WorkQueue
+
+Kind = Literal["I+", "I-", "E+", "E-", "C", "SIG", "EOI", "VM", ""]
+_UNSEEN = View((), ())
+
+
+class Parts(NamedTuple):
+    """The classes that a board is made of; a historical bug exchanges one of them."""
+
+    irqfds: type[Irqfds] = Irqfds
+    eoi_irqfds: type[EoiIrqfds] = EoiIrqfds
+    intx: type[VfioIntx] = VfioIntx
+    ctx: type[EventfdCtx] = EventfdCtx
+
+
+class Call(State):
+    """One operation of a thread. `where`: file and line of the scenario that wrote it."""
+
+    WIRING: ClassVar[tuple[str, ...]] = ("board", "ctx", "function", "kind", "text", "thread", "where")
+    __slots__ = WIRING
+
+    def __init__(
+        self,
+        board: Board,
+        thread: Thread,
+        text: str,
+        function: Callable[[], object],
+        kind: Kind = "",
+        ctx: EventfdCtx | None = None,
+    ) -> None:
+        self.board = board
+        self.thread = thread
+        self.text = text
+        self.function = function
+        self.kind = kind
+        self.ctx = ctx
+        frame = sys._getframe(1)
+        while frame.f_globals.get("__name__") == __name__ and frame.f_back is not None:
+            frame = frame.f_back
+        self.where = frame.f_code.co_filename, frame.f_lineno
+
+    def perform(self) -> None:
+        """Do it. The errno of a call of the kernel's interface is a result; a scenario's own function has none."""
+        thread = self.thread
+        thread.busy = True
+        began = self.board.finished() if self.board.is_quiet(1) else -1
+        error = 0
+        if self.kind:
+            try:
+                self.function()
+            except OSError as refused:
+                error = refused.errno or errno.EIO
+        else:
+            self.function()
+        thread.busy = False
+        thread.results = (*thread.results, f"{self.text} = {errno.errorcode[error] if error else 'ok'}")
+        if began + 1 == self.board.finished() and self.board.is_quiet():
+            self.judge(error)
+
+    def judge(self, error: int) -> None:
+        """What the invariants say of this one operation. Nobody else did anything meanwhile, or is about to."""
+        if self.kind in ("", "EOI", "SIG", "VM"):
+            return
+        vm = self.board.vm
+        ledger = self.board.ledger()
+        kind: invariants.Kind = self.kind  # type: ignore[assignment]
+        step = Step(kind, error, _UNSEEN, _UNSEEN, self.ctx, None, GSI)
+        for number in ("S9", "S20") if self.kind != "E-" else ("S20",):
+            wrong = invariants.STEP[number](vm, ledger, step)
+            if wrong:
+                raise Violation(number, self.ctx, f"{self.thread.results[-1]}: {wrong}")
+
+
+class Acting:
+    """What a scenario tells a thread to do, call by call. `any_order`: the search also chooses the order of the calls.
+
+    The eventfds are named; a name is opened when it is used first, by the thread that sets the board up.
+    """
+
+    def __init__(self, board: Board, thread: Thread, any_order: bool) -> None:
+        self._board = board
+        self._thread = thread
+        self._any_order = any_order
+        self._operations: list[Operation] = []
+
+    def _call(
+        self, text: str, function: Callable[[], object], kind: Kind = "", name: str = "", when: Guard | None = None
+    ) -> None:
+        if self._any_order:
+            if when is not None:
+                raise UsageError(f"{text}: a thread whose calls come in any order takes no `when`")
+            when = self._thread.is_idle
+        call = Call(self._board, self._thread, text, function, kind, self._board.ctx(name) if name else None)
+        self._operations.append(Operation(text, call.perform, when))
+
+    def actors(self) -> tuple[Actor, ...]:
+        """As the search wants them: a thread, or one for each call if they come in any order."""
+        if self._any_order:
+            return tuple(Actor(self._thread.name, (operation,)) for operation in self._operations)
+        return (Actor(self._thread.name, tuple(self._operations)),) if self._operations else ()
+
+    # The interface of the kernel.
+
+    def assign(self, name: str, eoi: str = "", edge: bool = False, when: Guard | None = None) -> None:
+        """KVM_IRQFD: bind eventfd `name` to the GSI. Under the policy `resample`, `eoi` is its resamplefd; under the
+        others, where an eoifd is bound by a call of its own, it does not count.
+        """
+        board, fd = self._board, self._board.fd(name)
+        flags, resamplefd = (0 if edge else KVM_IRQFD_FLAG_LEVEL), 0
+        text = f"I+ {name}{' edge' if edge else ''}"
+        if board.merged:
+            flags = KVM_IRQFD_FLAG_RESAMPLE if eoi and not edge else 0
+            resamplefd = board.fd(eoi) if flags else 0
+            text += f" {eoi}" if flags else ""
+        self._call(text, lambda: board.vm.irqfd(fd, GSI, flags, resamplefd), "I+", name, when)
+
+    def deassign(self, name: str, when: Guard | None = None) -> None:
+        """KVM_IRQFD with KVM_IRQFD_FLAG_DEASSIGN."""
+        board, fd = self._board, self._board.fd(name)
+        self._call(f"I- {name}", lambda: board.vm.irqfd(fd, GSI, KVM_IRQFD_FLAG_DEASSIGN), "I-", name, when)
+
+    def eoifd(self, name: str, irqfd: str, when: Guard | None = None) -> None:
+        """KVM_EOIFD: tell `name` of the EOIs of the irqfd of `irqfd`. Left out under `resample`: assign did it."""
+        board, fd, other = self._board, self._board.fd(name), self._board.fd(irqfd)
+        if not board.merged:
+            flags = KVM_EOIFD_FLAG_LEVEL_IRQFD
+            self._call(f"E+ {name} {irqfd}", lambda: board.vm.eoifd(fd, flags, other), "E+", name, when)
+
+    def deassign_eoifd(self, name: str, irqfd: str, when: Guard | None = None) -> None:
+        """KVM_EOIFD with KVM_EOIFD_FLAG_DEASSIGN. Left out under `resample`."""
+        board, fd, other = self._board, self._board.fd(name), self._board.fd(irqfd)
+        if not board.merged:
+            flags = KVM_EOIFD_FLAG_LEVEL_IRQFD | KVM_EOIFD_FLAG_DEASSIGN
+            self._call(f"E- {name} {irqfd}", lambda: board.vm.eoifd(fd, flags, other), "E-", name, when)
+
+    def close(self, name: str, when: Guard | None = None) -> None:
+        """close(2) of the descriptor."""
+        board, fd = self._board, self._board.fd(name)
+        self._call(f"C {name}", lambda: board.files.close(fd), "C", name, when)
+
+    def signal(self, name: str, when: Guard | None = None) -> None:
+        """eventfd_signal by whoever holds the context: also after the descriptor was closed."""
+        self._call(f"SIG {name}", self._board.held(name).signal, "SIG", name, when)
+
+    def close_vm(self, when: Guard | None = None) -> None:
+        """close(2) of the VM's descriptor."""
+        self._call("VM", self._board.vm.close, "VM", "", when)
+
+    # The guest and the devices.
+
+    def assert_intx(self, device: str, when: Guard | None = None) -> None:
+        """The device wants service."""
+        self._call(f"{device} asserts", self._board.device(device).assert_intx, "", "", when)
+
+    def interrupt(self, serve: bool = False) -> None:
+        """A CPU takes the GSI's interrupt, lets every device be served if `serve`, and ends it."""
+        board = self._board
+
+        def handle() -> None:
+            board.pin.take()
+            if serve:
+                for hardware in board.devices:
+                    hardware.serve()
+
+        self._call("take, serve" if serve else "take", handle, "", "", board.pin.can_take)
+        self._call("EOI", Eoi(board).end, "EOI")
+
+    def run(self, text: str, function: Callable[[], object], when: Guard | None = None) -> None:
+        """Anything. What it raises is a fault of the scenario, unless the kernel's code raised it."""
+        self._call(text, function, "", "", when)
+
+
+class Eoi(State):
+    """The guest's EOI, and S7: who listens to what it ended is told once."""
+
+    WIRING: ClassVar[tuple[str, ...]] = ("board",)
+    __slots__ = WIRING
+
+    def __init__(self, board: Board) -> None:
+        self.board = board
+
+    def end(self) -> None:
+        """End the interrupt in service."""
+        board = self.board
+        quiet = board.is_quiet(1)
+        finished = board.finished()
+        listeners, mine = board.listeners() if quiet else ((), 0)
+        counts = tuple(ctx.count for ctx in listeners)
+        board.pin.eoi()
+        if not quiet or finished != board.finished() or not board.is_quiet(1):
+            return
+        for ctx, count in zip(listeners, counts, strict=True):
+            if ctx.count != count + 1:
+                raise Violation("S7", ctx, f"signalled {ctx.count - count} times at the EOI of the irqfd it listens to")
+        if board.pin.held & mine:
+            raise Violation("S7", board, f"GSI {GSI} is held by {board.pin.held & mine:#x} after the EOI")
+
+
+class Board:
+    """See the module. `policy` and `era`: irqfd-policy and irqfd-era; `sources`: how many irq source ids there are to
+    give out (all that there are, if None); `parts`: classes other than the real ones.
+
+    ConfigError, UsageError for what is not there.
+    """
+
+    def __init__(
+        self,
+        policy: str = "resample",
+        era: str | None = None,
+        sources: int | None = None,
+        parts: Parts = Parts(),  # noqa: B008
+        irqchip: Literal["full", "split"] = "full",
+    ) -> None:
+        slots = {"__slots__": (), "irqfds_class": parts.irqfds, "eoi_irqfds_class": parts.eoi_irqfds}
+        kind: type[Vm] = type("BoardVm", (Vm,), slots)
+        self.parts = parts
+        self.executor = Executor()
+        self.files = DescriptorTable()
+        self.vm = kind(self.files, self.executor, era_name=era, policy_name=policy, irqchip=irqchip)
+        self.pin = LevelPin()
+        self.pin.acks = self.vm.ioapic_acks
+        self.vm.connect(chips={KVM_IRQCHIP_IOAPIC: self.pin})
+        if irqchip == "full":
+            self.vm.set_gsi_routing([Route.irqchip(GSI, KVM_IRQCHIP_IOAPIC, GSI)])
+        self.static = tuple(Ledger(self.vm).static)
+        pool = self.vm.gsis.sources
+        if sources is not None:
+            if not 0 <= sources <= pool.capacity - len(self.static):
+                raise UsageError(f"{sources} source ids: a VM has from 0 to {pool.capacity - len(self.static)}")
+            pool.capacity = len(self.static) + sources
+        self.devices: list[Hardware] = []
+        self._assigned: list[Hardware] = []
+        self._fds: dict[str, int] = {}
+        self._ctxs: dict[str, EventfdCtx] = {}
+        self._acting: dict[str, Acting] = {}
+        self._threads: dict[str, Thread] = {}
+        self._always: Check | None = None
+        self._at_rest: Check | None = None
+        self._states: list[State] = []
+        self.compare: Check | None = None
+        """S3, for who explores two scenes: asked before the other invariants."""
+
+    def __repr__(self) -> str:
+        return f"<board {self.vm.era.name}>"
+
+    @property
+    def merged(self) -> bool:
+        """One object, one assign: there is no KVM_EOIFD."""
+        return not isinstance(self.vm.irqfds, EoiIrqfds)
+
+    # Writing a scenario.
+
+    def thread(self, name: str, any_order: bool = False) -> Acting:
+        """A new thread. UsageError if there is one of that name."""
+        if name in self._acting:
+            raise UsageError(f"there is a thread {name!r} already")
+        thread = self._threads[name] = Thread(name)
+        acting = self._acting[name] = Acting(self, thread, any_order)
+        return acting
+
+    def eventfd(self, name: str, count: int = 0, semaphore: bool = False) -> int:
+        """A new eventfd: its descriptor. UsageError if there is one of that name."""
+        if name in self._fds:
+            raise UsageError(f"there is an eventfd {name!r} already")
+        ctx = self.parts.ctx(self.files.domain, name, count, semaphore)
+        file = EventFile(ctx)
+        file.nonblock = True
+        self._ctxs[name] = ctx
+        fd = self._fds[name] = self.files.install(file)
+        return fd
+
+    def vfio(self, name: str, assign: bool = True, irqfd: bool = True) -> Hardware:
+        """A device behind VFIO: eventfds NAME.trigger and NAME.unmask, the irqfd and its resamplefd.
+
+        Not yet assigned if not `assign`; without `irqfd` user space holds both eventfds.
+        """
+        hardware = Hardware(name)
+        hardware.intx = self.parts.intx(name, hardware, self.files, self.executor, self.vm.trace)
+        trigger, unmask = f"{name}.trigger", f"{name}.unmask"
+        self.eventfd(trigger)
+        self.eventfd(unmask)
+        self.devices.append(hardware)
+        if irqfd:
+            hardware.intx.enable(self.held(trigger))
+            hardware.intx.enable_virqfd(self.fd(unmask))
+            if assign:
+                self.vm.irqfd(self.fd(trigger), GSI, KVM_IRQFD_FLAG_RESAMPLE, self.fd(unmask))
+                self._assigned.append(hardware)
+        return hardware
+
+    def bind(self, name: str, eoi: str) -> None:
+        """Before anybody acts: an irqfd on `name`, and `eoi` told of its EOIs (resamplefd or eoifd)."""
+        fd, other = self.fd(name), self.fd(eoi)
+        if self.merged:
+            self.vm.irqfd(fd, GSI, KVM_IRQFD_FLAG_RESAMPLE, other)
+        else:
+            self.vm.irqfd(fd, GSI, KVM_IRQFD_FLAG_LEVEL)
+            self.vm.eoifd(other, KVM_EOIFD_FLAG_LEVEL_IRQFD, fd)
+
+    def always(self, check: Check) -> None:
+        """Ask `check` in every state: a text says what is wrong, None that nothing is."""
+        self._always = check
+
+    def at_rest(self, check: Check) -> None:
+        """Ask `check` wherever nobody can act any more."""
+        self._at_rest = check
+
+    def state(self, *objects: State) -> None:
+        """Objects of the scenario's own that operations change."""
+        self._states += objects
+
+    # Asking.
+
+    def fd(self, name: str) -> int:
+        """The descriptor of an eventfd, opened if there is none yet."""
+        return self._fds[name] if name in self._fds else self.eventfd(name)
+
+    def ctx(self, name: str) -> EventfdCtx:
+        """The context of an eventfd."""
+        self.fd(name)
+        return self._ctxs[name]
+
+    def held(self, name: str) -> EventfdCtx:
+        """The same with a reference of the caller's own."""
+        return self.ctx(name).get()
+
+    def device(self, name: str) -> Hardware:
+        """A device. UsageError."""
+        for hardware in self.devices:
+            if hardware.name == name:
+                return hardware
+        raise UsageError(f"there is no device {name!r}; there are {', '.join(d.name for d in self.devices) or 'none'}")
+
+    def results(self, thread: str) -> tuple[str, ...]:
+        """What the calls of a thread came to so far, as `I+ e1 = ok`. UsageError."""
+        if thread not in self._threads:
+            raise UsageError(f"there is no thread {thread!r}; there are {', '.join(self._threads) or 'none'}")
+        return self._threads[thread].results
+
+    def result_of(self, thread: str) -> str:
+        """What the last call of a thread came to; empty if it is none of the scenario's, or has made none."""
+        results = self._threads[thread].results if thread in self._threads else ()
+        return results[-1] if results else ""
+
+    def is_quiet(self, acting: int = 0) -> bool:
+        """Nothing is queued or runs, and but for the `acting` thread nobody is in the middle of a call."""
+        if self.executor.pending or self.executor.running:
+            return False
+        return sum(thread.busy for thread in self._threads.values()) <= acting
+
+    def finished(self) -> int:
+        """How many calls have returned."""
+        return sum(len(thread.results) for thread in self._threads.values())
+
+    def listeners(self) -> tuple[tuple[EventfdCtx, ...], int]:
+        """The scenario's eventfds that are to be told of an EOI now, and the sources of irqfds that it is to lower."""
+        irqfds = self.vm.irqfds
+        mine = 0
+        if not isinstance(irqfds, EoiIrqfds):
+            told = [irqfd.resamplefd for resampler in irqfds.resamplers for irqfd in resampler.members]
+            return tuple(ctx for ctx in told if ctx is not None and not ctx.waiters and told.count(ctx) == 1), mine
+        found: list[EventfdCtx] = []
+        for irqfd in invariants.level_irqfds(self.vm):
+            assert irqfd.source is not None
+            if self.pin.held >> irqfd.source.source & 1:
+                listening = [e.ctx for e in irqfds.eoifds if e.level_irqfd is irqfd.ctx]
+                if listening:
+                    mine |= 1 << irqfd.source.source
+                found += listening
+        return tuple(found), mine
+
+    def ledger(self) -> Ledger:
+        """What a user knows, as far as it can be told from the state."""
+        ledger = Ledger(self.vm)
+        opened = {file.ctx for file in self.files.files if isinstance(file, EventFile)}
+        ledger.closed = {ctx for ctx in self._ctxs.values() if ctx not in opened}
+        ledger.contexts = list(self._ctxs.values())
+        ledger.vm_closed = self.vm.fd < 0
+        return ledger
+
+    def view(self) -> tuple[object, ...]:
+        """What can be told apart of the kernel where nobody can act."""
+        return invariants.view(self.vm, self._ctxs).kernel
+
+    # Judging.
+
+    def wrong_at_rest(self) -> str | None:
+        """The invariants of a state, where nobody can act any more."""
+        if self.compare is not None:
+            differs = self.compare()
+            if differs is not None:
+                return differs
+        vm, ledger = self.vm, self.ledger()
+        zombies = [] if self.merged else self._zombies(ledger)
+        if zombies and ledger.policy is not None and not ledger.policy.unbinds_eoifds:
+            nameless = [e for e in zombies if not self._removable(e.ctx, e.level_irqfd, ledger)]
+            if nameless:
+                return f"S1: {nameless[0]!r} keeps source id {nameless[0].source.source}, and nobody can name it"
+        wanted = sum(1 << source for source in ledger.static)
+        wanted |= sum(1 << i.source.source for i in invariants.level_irqfds(vm) if i.source is not None)
+        wanted |= sum(1 << e.source.source for e in zombies if e.source is not None)
+        extra = vm.gsis.sources.used & ~wanted
+        if extra:
+            return f"S1: source ids {extra:#x} are in use and nobody has them"
+        for number in ("S2", "S4", "S5", "S14"):
+            wrong = invariants.STATE[number](vm, ledger)
+            if number == "S5" and zombies and (self.pin.requested or self.pin.in_service):
+                continue  # the next EOI lowers it
+            if wrong:
+                return f"{number}: {wrong}"
+        for hardware in self._assigned:
+            ctx = hardware.intx.ctx
+            waits = hardware.level and ctx is not None and ctx.masked and not hardware.intx.virq_disabled
+            if waits and not (self.pin.held or self.pin.requested):
+                return f"L1: {hardware.name} wants service, and no interrupt is on its way"
+        return self._at_rest() if self._at_rest is not None else None
+
+    def _zombies(self, ledger: Ledger) -> list:  # type: ignore[type-arg]
+        assert isinstance(self.vm.irqfds, EoiIrqfds)
+        live = [i.source for i in invariants.level_irqfds(self.vm)]
+        unbinds = ledger.policy is not None and ledger.policy.unbinds_eoifds
+        return [] if unbinds else [e for e in self.vm.irqfds.eoifds if e.source not in live]
+
+    def _removable(self, ctx: EventfdCtx, irqfd: EventfdCtx | None, ledger: Ledger) -> bool:
+        if ctx in ledger.closed:
+            return False
+        return irqfd not in ledger.closed or (ledger.policy is not None and ledger.policy.notices_close)
+
+    def describe(self) -> str:
+        """Pin, source ids and bindings in a few words, for stories."""
+        pin, irqfds = self.pin, self.vm.irqfds
+        words = [f"held by {self._ids(pin.held)}" if pin.held else "low"]
+        words += ["requested"] if pin.requested else []
+        words += ["in service"] if pin.in_service else []
+        used = self.vm.gsis.sources.used & ~sum(1 << source for source in self.static)
+        text = f"pin {', '.join(words)}; ids {self._ids(used) or '-'}"
+        names = {id(ctx): name for name, ctx in self._ctxs.items()}
+        bound = [names.get(id(item.ctx), "?") for item in irqfds.items]
+        text += f"; irqfds {' '.join(bound) or '-'}"
+        if isinstance(irqfds, EoiIrqfds):
+            pairs = [f"{names.get(id(e.ctx), '?')}({e.source.source if e.source else '-'})" for e in irqfds.eoifds]
+            text += f"; eoifds {' '.join(pairs) or '-'}"
+        for hardware in self.devices:
+            text += f"; {hardware.name} {'high' if hardware.level else 'low'}{' masked' if hardware.depth else ''}"
+        return text
+
+    @staticmethod
+    def _ids(mask: int) -> str:
+        return " ".join(str(n) for n in range(mask.bit_length()) if mask >> n & 1)
+
+    def scenario(self) -> Scenario:
+        """For the search."""
+        actors = [actor for acting in self._acting.values() for actor in acting.actors()]
+        if not actors:
+            raise UsageError("nobody acts: give the board a thread, and the thread a call")
+        queues: list[tuple[str, WorkQueue]] = [
+            ("cleanup", self.vm.irqfds.cleanup_queue),
+            ("inject", self.vm.irqfds.inject_queue),
+        ]
+        for hardware in self.devices:
+            queues += [(f"virqfd {hardware.name}", hardware.intx.events), ("vfio cleanup", hardware.intx.cleanup)]
+        for name, queue in queues:
+            run = Operation("work", Worker(self.executor, queue).run, queue.has_next)
+            actors.append(Actor(name, (run,), repeats=True))
+        roots = (self.vm, self.files, self.executor, self.pin, *self._threads.values(), *self._ctxs.values())
+        return Scenario((*roots, *self.devices, *self._states), tuple(actors), self._always, self.wrong_at_rest)

@@ -1,0 +1,164 @@
+"""What stands at both ends of the explored road: a level-triggered pin with a guest behind it, a device's pin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from vmm import order
+from vmm.order import Lock, State
+
+if TYPE_CHECKING:
+    from devices.vfio_irqs import VfioIntx
+    from vmm.kernel.gsi import ChipAcks
+    from vmm.order import Executor, WorkQueue
+
+GSI = 5
+"""The one GSI of a board."""
+
+
+class LevelPin(State):
+    """One level-triggered pin and the CPU behind it: the OR of the sources, one interrupt until its EOI.
+
+    `held`: the sources that hold it high, a bit each. `requested`: delivered to the CPU and not taken yet.
+    """
+
+    WIRING: ClassVar[tuple[str, ...]] = ("acks", "lock")
+    VISIBLE: ClassVar[tuple[str, ...]] = ("held", "in_service", "requested")
+    __slots__ = (*WIRING, *VISIBLE)
+
+    acks: ChipAcks
+
+    def __init__(self) -> None:
+        self.lock = Lock("ioapic.lock", spin=True)
+        self.held = 0
+        self.requested = False
+        self.in_service = False
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """`held` of each pin, as the IOAPIC has it."""
+        return (*(0,) * GSI, self.held)
+
+    def set_irq(self, pin: int, source: int, level: bool, line_status: bool = False) -> int:  # noqa: ARG002
+        """Drive the pin from a source."""
+        with self.lock:
+            if level:
+                self.held |= 1 << source
+            else:
+                self.held &= ~(1 << source)
+            self.evaluate()
+        return 1
+
+    def clear_irq(self, pin: int, source: int) -> bool:  # noqa: ARG002
+        """Let a source go; False if it held nothing."""
+        with self.lock:
+            had = bool(self.held >> source & 1)
+            self.held &= ~(1 << source)
+        return had
+
+    def evaluate(self) -> None:
+        """Deliver if the line is high and nothing is in service."""
+        if self.held and not self.in_service:
+            self.requested = True
+
+    def can_take(self) -> bool:
+        """The CPU would find an interrupt."""
+        return self.requested and not self.in_service
+
+    def take(self) -> None:
+        """The CPU takes it."""
+        self.requested, self.in_service = False, True
+
+    def eoi(self) -> None:
+        """Remote IRR stays set while the notifiers run, so what they assert is delivered afterwards."""
+        self.acks.notify_acked(GSI)
+        with self.lock:
+            self.in_service = False
+            self.evaluate()
+
+
+class Hardware(State):
+    """A device's interrupt pin: high until its driver serves it. `depth`: how often it is masked (disable depth)."""
+
+    WIRING: ClassVar[tuple[str, ...]] = ("intx", "name")
+    VISIBLE: ClassVar[tuple[str, ...]] = ("depth", "level")
+    __slots__ = (*WIRING, *VISIBLE)
+
+    intx: VfioIntx
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.level = False
+        self.depth = 0
+
+    def pending(self) -> bool:
+        """It asserts INTx, masked or not."""
+        return self.level
+
+    def mask(self) -> None:
+        """disable_irq"""
+        self.depth += 1
+
+    def unmask(self) -> None:
+        """enable_irq"""
+        self.depth -= 1
+        if not self.depth and self.level:
+            self.intx.handler()
+
+    def request(self, masked: bool) -> None:
+        """request_irq; without IRQF_NO_AUTOEN the handler may be called from here."""
+        self.depth = int(masked)
+        if not masked and self.level:
+            self.intx.handler()
+
+    def free(self) -> None:
+        """free_irq"""
+        self.depth = 1
+
+    def assert_intx(self) -> None:
+        """It wants service."""
+        self.level = True
+        if not self.depth:
+            self.intx.handler()
+
+    def serve(self) -> None:
+        """Its driver's handler ran."""
+        self.level = False
+
+
+class Worker(State):
+    """A worker of a queue: takes what is queued, one after the other."""
+
+    WIRING: ClassVar[tuple[str, ...]] = ("executor", "queue")
+    __slots__ = WIRING
+
+    def __init__(self, executor: Executor, queue: WorkQueue) -> None:
+        self.executor = executor
+        self.queue = queue
+
+    def run(self) -> None:
+        """Take one work and run it."""
+        self.executor.run_next(self.queue)
+
+
+class Thread(State):
+    """Somebody who acts. `busy`: in the middle of a call; `results`: what its calls came to."""
+
+    WIRING: ClassVar[tuple[str, ...]] = ("name",)
+    BOOKKEEPING: ClassVar[tuple[str, ...]] = ("busy", "results")
+    __slots__ = (*WIRING, *BOOKKEEPING)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.busy = False
+        self.results: tuple[str, ...] = ()
+
+    def is_idle(self) -> bool:
+        """Its last call has returned."""
+        return not self.busy
+
+
+def point(name: str, subject: object) -> None:
+    """A place of a scenario's own function where others may act first."""
+    if order.hook is not None:
+        order.hook(name, subject)

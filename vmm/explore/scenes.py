@@ -1,0 +1,200 @@
+"""Scenario files: finding them, and running one scene of one under one rule.
+
+A scenario file is Python. Each function `explore_NAME(board)` is a scene; `SAME_END = (("a", "b"),)` says that wherever
+scene b comes to rest, scene a can come to rest too (S3 is this, with a deassign and a close). `POLICIES` limits the
+rules that its scenes are for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vmm.errors import UsageError, VintxError
+from vmm.explore.actors import NotDeterministic
+from vmm.explore.board import Board, Call, Parts
+from vmm.explore.search import Scenario, explore
+from vmm.kernel.policies import POLICIES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmm.explore.actors import Operation
+    from vmm.explore.search import Result
+
+SHIPPED = Path(__file__).parent / "scenarios"
+PREFIX = "explore_"
+LIMIT = 200_000
+"""States, unless another limit is asked for."""
+REAL = Parts()
+
+
+class ScenarioFault(UsageError):
+    """A scenario that is wrong in itself, with `path` and `line` (0 if not known). No verdict on what it explores."""
+
+    def __init__(self, path: str, line: int, what: str) -> None:
+        super().__init__(f"{path}:{line}: {what}" if line else f"{path}: {what}")
+        self.path = path
+        self.line = line
+
+
+class Family(NamedTuple):
+    """A scenario file. `policies`: those that its scenes can be set up under."""
+
+    name: str
+    path: str
+    scenes: dict[str, Callable[[Board], None]]
+    same_end: tuple[tuple[str, str], ...] = ()
+    policies: tuple[str, ...] = tuple(POLICIES)
+
+
+class Setup(NamedTuple):
+    """Under what a scene is explored: what `Board` takes."""
+
+    policy: str = "resample"
+    era: str | None = None
+    sources: int | None = None
+    parts: Parts = REAL
+
+
+class Outcome(NamedTuple):
+    """What came of one scene under one rule. `era`: the one that the policy implies, if none was asked for."""
+
+    scene: str
+    setup: Setup
+    era: str
+    result: Result
+    seconds: float
+
+
+def shipped() -> list[str]:
+    """The families that come with vintx."""
+    return sorted(path.stem.replace("_", "-") for path in SHIPPED.glob("[a-z]*.py"))
+
+
+def load(name: str) -> Family:
+    """A shipped family by its name, or a file by its path. UsageError, ScenarioFault."""
+    path = SHIPPED / f"{name.replace('-', '_')}.py" if name in shipped() else Path(name)
+    if not path.is_file():
+        raise UsageError(f"there is no scenario {name!r}: give a file, or one of {', '.join(shipped())}")
+    spec = importlib.util.spec_from_file_location(f"vintx_scenario_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{name}: a scenario is a Python file, and its name ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    with _Blame(str(path)):
+        spec.loader.exec_module(module)
+    scenes = {
+        key.removeprefix(PREFIX).replace("_", "-"): value
+        for key, value in vars(module).items()
+        if key.startswith(PREFIX) and callable(value)
+    }
+    if not scenes:
+        raise ScenarioFault(str(path), 0, f"no function of it begins with {PREFIX}")
+    same_end = tuple(tuple(pair) for pair in getattr(module, "SAME_END", ()))
+    for pair in same_end:
+        if len(pair) != 2 or not set(pair) <= set(scenes):
+            raise ScenarioFault(str(path), 0, f"SAME_END names {pair}; the scenes are {', '.join(scenes)}")
+    policies = tuple(getattr(module, "POLICIES", POLICIES))
+    return Family(path.stem.replace("_", "-"), str(path), scenes, same_end, policies)
+
+
+class _Blame:
+    """Turns what a scenario's own code raises into a ScenarioFault; lets errors of ours pass."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _tb: object) -> None:
+        if isinstance(error, ScenarioFault) or not isinstance(error, Exception):
+            return
+        if isinstance(error, NotDeterministic):
+            raise _not_deterministic(self.path, error) from error
+        line = line_in(self.path, error)
+        if line:
+            what = str(error) if isinstance(error, VintxError) else f"{type(error).__name__}: {error}"
+            raise ScenarioFault(self.path, line, what) from error
+
+
+def line_in(path: str, error: BaseException) -> int:
+    """The innermost line of `path` that an error came through, 0 if none."""
+    if isinstance(error, SyntaxError) and error.filename == path:
+        return error.lineno or 0
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    return (lines[-1] or 0) if lines else 0
+
+
+def _not_deterministic(path: str, error: NotDeterministic) -> ScenarioFault:
+    return ScenarioFault(path, _line_of(path, error.operation), f"not deterministic: {error}")
+
+
+def _line_of(path: str, operation: Operation | None) -> int:
+    call = getattr(operation.function, "__self__", None) if operation is not None else None
+    if isinstance(call, Call) and call.where[0] == path:
+        return call.where[1]
+    return 0
+
+
+def set_up(family: Family, scene: str, setup: Setup) -> tuple[Board, Scenario]:
+    """A board with the scene on it. UsageError for an unknown scene, ScenarioFault for one that cannot be set up."""
+    if scene not in family.scenes:
+        raise UsageError(f"{family.name} has no scene {scene!r}; it has {', '.join(family.scenes)}")
+    if setup.policy.partition(":")[0] not in family.policies and setup.policy in POLICIES:
+        raise UsageError(f"{family.name} is for {', '.join(family.policies)}, not {setup.policy}")
+    board = Board(setup.policy, setup.era, setup.sources, setup.parts)
+    with _Blame(family.path):
+        family.scenes[scene](board)
+        scenario = board.scenario()
+    for pair in family.same_end:
+        if pair[1] == scene:
+            _compare(family, pair[0], setup, board)
+    return board, scenario
+
+
+def _compare(family: Family, other: str, setup: Setup, board: Board) -> None:
+    """Let the board be compared with all ends of another scene, if those can be had."""
+    twin = Board(setup.policy, setup.era, setup.sources, setup.parts)
+    ends: set[Any] = set()
+    with _Blame(family.path):
+        family.scenes[other](twin)
+        scenario = twin.scenario()
+
+        def note() -> None:
+            ends.add(twin.view())
+
+        result = explore(scenario._replace(always=None, at_rest=note), LIMIT)
+    if result.finding is not None or not result.complete:
+        return
+
+    def differs() -> str | None:
+        here = board.view()
+        if here in ends:
+            return None
+        return f"S3: this end is not among those of scene {other}: {here}; there: {', '.join(map(str, sorted(ends)))}"
+
+    board.compare = differs
+
+
+def run(family: Family, scene: str, setup: Setup, limit: int = LIMIT) -> Outcome:
+    """Explore one scene. UsageError, ConfigError, ScenarioFault."""
+    board, scenario = set_up(family, scene, setup)
+    began = time.perf_counter()
+    with _Blame(family.path):
+        result = explore(scenario, limit)
+    seconds = time.perf_counter() - began
+    if result.finding is not None and result.finding.cause is not None:
+        blame(family, result.finding.cause)
+    return Outcome(scene, setup, board.vm.era.name, result, seconds)
+
+
+def blame(family: Family, cause: BaseException) -> None:
+    """ScenarioFault if what an operation raised is the scenario's own doing."""
+    line = line_in(family.path, cause)
+    innermost = traceback.extract_tb(cause.__traceback__)[-1].filename
+    if line and (innermost == family.path or isinstance(cause, (OSError, VintxError))):
+        raise ScenarioFault(family.path, line, f"{type(cause).__name__}: {cause}") from cause

@@ -1,0 +1,86 @@
+"""Historical bugs, each as a class that changes one named step of the real one, and a scene in which it shows.
+
+A bug is *found* when the search breaks the rule that it is said to break, and *clean* when the same scene under the
+real classes (or, of a rule of the dispute, under the rule that cures it) breaks none. Numbers are those of
+docs/explore.md.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmm.errors import UsageError
+from vmm.explore.scenes import Family, Outcome, Setup, run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmm.explore.board import Board
+
+
+NOT_SHOWN = {
+    "Z23": "an assign that does not wait for EOIs in progress. In 10,276 states it broke nothing: an EOI lowers the line "
+    "before it reads the list of members, so what a new member asserts later stays high and is delivered again.",
+}
+"""Bugs that are told of, and that the explorer was asked for and did not find."""
+
+
+class Bug(NamedTuple):
+    """`breaks`: what the finding's rule begins with. `broken` and `real`: under what it is found, and is not."""
+
+    number: str
+    title: str
+    reference: str
+    breaks: tuple[str, ...]
+    scene: Callable[[Board], None]
+    broken: Setup
+    real: Setup
+
+    def family(self) -> Family:
+        """The bug's scene as a scenario of its own, whose code is never blamed: the bug is in it."""
+        return Family(self.number, f"zoo {self.number}", {self.number: self.scene})
+
+
+class Shown(NamedTuple):
+    """What came of a bug. `found`: the rule that it is said to break was broken; `clean`: the real one breaks none."""
+
+    bug: Bug
+    broken: Outcome
+    real: Outcome
+    seconds: float
+
+    @property
+    def found(self) -> bool:
+        """The search found it, and by what it is said to break."""
+        finding = self.broken.result.finding
+        return finding is not None and finding.rule.startswith(self.bug.breaks)
+
+    @property
+    def clean(self) -> bool:
+        """All orders of the real one were tried and none is wrong."""
+        return self.real.result.complete and self.real.result.finding is None
+
+
+def bugs() -> dict[str, Bug]:
+    """All of them, by number."""
+    from vmm.explore.zoo import eoifd, irqfd, vfio
+
+    return {bug.number: bug for bug in sorted((*eoifd.BUGS, *irqfd.BUGS, *vfio.BUGS), key=lambda bug: bug.number)}
+
+
+def bug(number: str) -> Bug:
+    """The bug of that number. UsageError."""
+    known = bugs()
+    if number not in known:
+        raise UsageError(f"there is no {number}; there are {', '.join(known)}")
+    return known[number]
+
+
+def show(one: Bug) -> Shown:
+    """Look for the bug, and then for anything wrong with the real class."""
+    began = time.perf_counter()
+    family = one.family()
+    broken = run(family, one.number, one.broken)
+    real = run(family, one.number, one.real)
+    return Shown(one, broken, real, time.perf_counter() - began)
