@@ -101,7 +101,7 @@ class VfioUserPci(VfioPci):
         super().__init__(id, **values)
         self.remote: RemoteDevice
         self._watch: Watch
-        self._socket_fd = -1
+        self._socket_fds: list[int] = []
         self._retry: asyncio.TimerHandle | None = None
         self._trigger_ctx: HostEventfdCtx | None = None
 
@@ -209,8 +209,9 @@ class VfioUserPci(VfioPci):
         return bars
 
     def _watch_socket(self) -> None:
-        self._socket_fd = self.remote.fileno()
-        self._watch.add(self._socket_fd, self.remote.service)
+        self._socket_fds = self.remote.filenos()
+        for fd in self._socket_fds:
+            self._watch.add(fd, self.remote.service)
         trace = self.board.trace
         if trace.on:
             trace.emit(VfioUserConnected(self.remote.name, self.remote.path))
@@ -290,9 +291,10 @@ class VfioUserPci(VfioPci):
 
     def _lost(self, reason: str) -> None:
         """The server is gone; we may be in the middle of anything."""
-        if self._socket_fd >= 0:
-            self._watch.remove(self._socket_fd)
-            self._socket_fd = -1
+        fds, self._socket_fds = self._socket_fds, []
+        if fds:
+            for fd in fds:
+                self._watch.remove(fd)
             self.board.loop.request(partial(self._disconnected, reason))
 
     def _disconnected(self, reason: str) -> None:

@@ -351,6 +351,13 @@ REFUSED = {
     ),
     "version of nothing": (on(Command.VERSION, lambda m: p.reply_bytes(m.msg_id, 1)), "impostor.sock"),
     "damaged capabilities": (on(Command.VERSION, lambda m: p.reply_bytes(m.msg_id, 1, b"\0\0\0\0{[")), "impostor.sock"),
+    "second socket that is not there": (
+        on(
+            Command.VERSION,
+            lambda m: p.reply_bytes(m.msg_id, 1, b'\0\0\0\0{"capabilities":{"twin_socket":{"supported":true}}}'),
+        ),
+        "second socket",
+    ),
     "error to VERSION": (on(Command.VERSION, lambda m: p.error_bytes(m.msg_id, 1, 22)), "refused command 1"),
     "answers another id": (on(Command.VERSION, lambda _: p.reply_bytes(999, 1)), "unexpected reply"),
     "no PCI device": (on(Command.DEVICE_GET_INFO, wrong_info(flags=1)), "isn't a PCI device"),

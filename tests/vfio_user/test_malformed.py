@@ -239,6 +239,9 @@ def test_descriptors_are_kept_or_closed_and_none_is_left_when_the_client_goes(se
         (version(b'{"capabilities":{"max_msg_fds":"x"}}'), EINVAL),
         (version(b'{"capabilities":{"max_data_xfer_size":0}}'), EINVAL),
         (version(b'{"capabilities":{"max_data_xfer_size":1e9}}'), EINVAL),
+        (version(b'{"capabilities":{"twin_socket":true}}'), EINVAL),
+        (version(b'{"capabilities":{"twin_socket":{"supported":true,"fd_index":-1}}}'), EINVAL),
+        (version(b'{"capabilities":{"twin_socket":{"supported":0}}}'), OK),
         (b"\0\0\0", EINVAL),
     ],
 )

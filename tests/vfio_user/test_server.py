@@ -20,10 +20,11 @@ from vmm.errors import ConfigError, InUse
 from vmm.kernel.files import DescriptorTable
 from vmm.memory import GuestMemory, IoRegion
 from vmm.vfio_user import protocol as p
-from vmm.vfio_user.client import RemoteDevice
+from vmm.vfio_user.client import CAPABILITIES, RemoteDevice
 from vmm.vfio_user.interrupts import Interrupts, IrqSetRequest
 from vmm.vfio_user.protocol import Command
 from vmm.vfio_user.server import Server
+from vmm.vfio_user.transport import Connection
 
 TRIGGER, UNMASK, MASK = 0x24, 0x11, 0x09
 UNMASK_EVENTFD, DISABLE = 0x14, 0x21
@@ -265,11 +266,13 @@ def test_mappings_that_overlap_are_refused_and_exact_ones_unmapped(client):
 
 
 @pytest.fixture
-def remote(tmp_path):
+def remote(tmp_path, monkeypatch):
     """A server on a thread of its own, and our own client, which serves DMA by message."""
     made = []
 
-    def attach(device):
+    def attach(device, twin=True):
+        if not twin:
+            monkeypatch.delitem(CAPABILITIES, "twin_socket")
         server = Server(device, str(tmp_path / "socket"))
         thread = threading.Thread(target=server.run)
         thread.start()
@@ -306,8 +309,10 @@ class Copier(PciDevice):
         self.dma_write(0x2000 + offset, self.dma_read(0x1000, size))
 
 
-def test_device_does_dma_by_message_inside_register_accesses(remote):
-    client, lost = remote(Copier())
+@pytest.mark.parametrize("twin", [False, True], ids=["one socket", "two sockets"])
+def test_device_does_dma_by_message_inside_register_accesses(remote, twin):
+    client, lost = remote(Copier(), twin)
+    assert len(client.filenos()) == 1 + twin
     client._memory.write(0x1000, b"\x11\x22\x33\x44")
     client.config_write(cfg.COMMAND, 2, cfg.COMMAND_MASTER)
     assert client.bar_read(0, 0, 4) == 0x44332211
@@ -320,7 +325,7 @@ def test_device_does_dma_by_message_inside_register_accesses(remote):
 
 def test_client_that_serves_dma_only_after_its_reply_is_not_waited_for_in_vain(remote):
     """As QEMU, whose vCPU holds the lock that its DMA needs."""
-    client, _ = remote(Copier())
+    client, _ = remote(Copier(), twin=False)
     client._memory.write(0x1000, b"data")
     client.config_write(cfg.COMMAND, 2, cfg.COMMAND_MASTER)
     connection = client._connection
@@ -330,10 +335,10 @@ def test_client_that_serves_dma_only_after_its_reply_is_not_waited_for_in_vain(r
     early, request, answer = (connection.wait(deadline) for _ in range(3))
     assert (early.msg_id, early.failure, answer.msg_id, answer.failure) == (1000, 0, 1001, 0)
     assert (request.command, request.is_reply) == (Command.DMA_READ, False)
-    client._serve(request)
+    client._serve(request, connection)
     write = connection.wait(deadline)
     assert write.command == Command.DMA_WRITE
-    client._serve(write)
+    client._serve(write, connection)
     assert client._memory.read(0x2000, 4) == b"data"
 
 
@@ -357,6 +362,29 @@ def test_error_in_the_code_of_a_device_is_shown_and_answered_with_eio(tmp_path, 
         client.close()
     shown = capsys.readouterr().err
     assert shown.count("RuntimeError: a mistake in the device") == 10
+
+
+def test_second_socket_carries_dma_and_its_replies_only(server):
+    before = open_fds()
+    client = RawClient(server, negotiate=False)
+    wanted = b'{"capabilities":{"twin_socket":{"supported":true}}}\0'
+    client.send(p.command_bytes(1, Command.VERSION, version(wanted)))
+    reply = client.receive()
+    assert p.parse_capabilities(reply.payload[4:])["twin_socket"] == 0
+    (fd,) = reply.fds
+    twin = Connection(socket.socket(fileno=fd))
+    twin.send(p.command_bytes(2, Command.DEVICE_GET_INFO, b"\x10" + bytes(15)))
+    assert client.is_served()
+    client.dma_map(0, 4096)
+    client.write(CONFIG, cfg.COMMAND, cfg.COMMAND_MASTER, 2)
+    client.write(0, REG_DMA_DST, BUFFER, 8)
+    client.write(0, REG_DMA_COUNT, 4, 8)
+    client.write(0, REG_DMA_CMD, 1, 8)
+    while server.connected:  # until it wants a reply and finds a command
+        server.turn(1)
+    twin.close()
+    client.close()
+    assert open_fds() == before
 
 
 # Coming and going.

@@ -14,6 +14,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import select
+import socket
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ from vmm.kernel.host_eventfd import HostEventFile
 from vmm.memory import ALL_ONES
 from vmm.vfio_user import protocol as p
 from vmm.vfio_user.protocol import Command
+from vmm.vfio_user.stream import close_all
 from vmm.vfio_user.transport import Connection, PeerGone, connect
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ CAPABILITIES = {
     "max_data_xfer_size": p.MAX_DATA_XFER_SIZE,
     "max_dma_maps": p.MAX_DMA_MAPS,
     "pgsizes": p.PAGE_SIZE,
+    "twin_socket": {"supported": True},
 }
 _BURST = 64
 """Commands of the server that are served in one go."""
@@ -70,6 +74,8 @@ class RemoteDevice:
         self._memory = memory
         self._files = files
         self._connection: Connection | None = None
+        self._twin: Connection | None = None
+        """The second socket, if the server has one: its commands and our replies."""
         self._capabilities: dict[str, Any] = {}
         self._next_id = 0
 
@@ -78,9 +84,9 @@ class RemoteDevice:
         """The device is there."""
         return self._connection is not None
 
-    def fileno(self) -> int:
-        """For pollers: readable when `service` has something to do. -1 while not attached."""
-        return -1 if self._connection is None else self._connection.fileno()
+    def filenos(self) -> list[int]:
+        """For pollers: one of them is readable when `service` has something to do. Empty while not attached."""
+        return [one.fileno() for one in (self._connection, self._twin) if one is not None]
 
     # Coming and going.
 
@@ -99,10 +105,20 @@ class RemoteDevice:
     def _negotiate(self) -> None:
         data = json.dumps({"capabilities": CAPABILITIES}).encode() + b"\0"
         request = p.Version.build({"major": p.MAJOR, "minor": p.MINOR, "data": data})
-        version = p.Version.parse(self._exchange(Command.VERSION, request))
+        twins: list[int] = []
+        try:
+            version = p.Version.parse(self._exchange(Command.VERSION, request, received=twins))
+            self._capabilities = p.parse_capabilities(version.data)
+            index = self._capabilities["twin_socket"]
+            if index is not None:
+                if index >= len(twins):
+                    raise ValueError("it names a second socket and does not send it")
+                self._twin = Connection(socket.socket(fileno=twins[index]))
+                twins.pop(index)
+        finally:
+            close_all(twins)
         if version.major != p.MAJOR or version.minor > p.MINOR:
             raise ValueError(f"incompatible server version {version.major}.{version.minor}")
-        self._capabilities = p.parse_capabilities(version.data)
         layout = p.DeviceInfo
         request = layout.build({"argsz": layout.sizeof(), "flags": 0, "num_regions": 0, "num_irqs": 0})
         info = layout.parse(self._exchange(Command.DEVICE_GET_INFO, request))
@@ -147,9 +163,11 @@ class RemoteDevice:
         self._hang_up()
 
     def _hang_up(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        gone = (self._connection, self._twin)
+        self._connection = self._twin = None
+        for connection in gone:
+            if connection is not None:
+                connection.close()
 
     def lose(self, reason: str) -> None:
         """Give the device up: the server is gone, or cannot be worked with."""
@@ -161,21 +179,25 @@ class RemoteDevice:
         """What the server sent without being asked: DMA, or its end."""
         try:
             for _ in range(_BURST):
-                if self._connection is None:
+                for connection in (self._connection, self._twin):
+                    message = None if connection is None else connection.receive()
+                    if connection is not None and message is not None:
+                        self._serve(message, connection)
+                        break
+                else:
                     return
-                message = self._connection.receive()
-                if message is None:
-                    return
-                if message.is_reply or message.fault:
-                    raise PeerGone("an unexpected reply")
-                self._serve(message)
         except PeerGone as error:
             self.lose(_words(error))
 
     # Exchanging messages.
 
-    def _exchange(self, command: int, payload: bytes = b"", fds: Sequence[int] = ()) -> bytes:
-        """The payload of the reply. OSError with the server's errno if it refused, PeerGone if it is not there."""
+    def _exchange(
+        self, command: int, payload: bytes = b"", fds: Sequence[int] = (), received: list[int] | None = None
+    ) -> bytes:
+        """The payload of the reply; its descriptors go into `received`, or are closed.
+
+        OSError with the server's errno if it refused, PeerGone if it is not there.
+        """
         connection = self._connection
         if connection is None:
             raise PeerGone("not attached")
@@ -183,20 +205,41 @@ class RemoteDevice:
         connection.send(p.command_bytes(msg_id, command, payload), fds, self.timeout)
         deadline = time.monotonic() + self.timeout
         while True:
-            message = connection.wait(deadline)
+            message = connection.wait(deadline) if self._twin is None else self._wait_for_both(connection, deadline)
             if message is None or time.monotonic() > deadline:
                 if message is not None:
                     message.close()  # a server that asks for DMA on and on has not answered either
                 raise PeerGone(f"no reply within {self.timeout:g} s")
-            message.close()  # descriptors that come with a reply to one of our commands are of no use to us
             if not message.is_reply and not message.fault:
-                self._serve(message)
+                self._serve(message, connection)
                 continue
+            if received is not None:
+                received += message.fds
+                message.fds = []
+            message.close()
             if message.fault or message.msg_id != msg_id or message.command != command:
                 raise PeerGone("an unexpected reply")
             if message.failure:
                 raise OSError(message.failure, f"{self.name}: the server refused command {command}")
             return message.payload
+
+    def _wait_for_both(self, connection: Connection, deadline: float) -> Message | None:
+        """What comes on the first socket; commands on the second are served meanwhile."""
+        twin = self._twin
+        assert twin is not None
+        poller = select.poll()
+        poller.register(connection, select.POLLIN)
+        poller.register(twin, select.POLLIN)
+        while True:
+            message = connection.receive()
+            left = deadline - time.monotonic()
+            if message is not None or left <= 0:
+                return message
+            command = twin.receive()
+            if command is not None:
+                self._serve(command, twin)
+            else:
+                poller.poll(left * 1000)
 
     def _post(self, command: int, payload: bytes) -> None:
         if self._connection is None:
@@ -213,20 +256,22 @@ class RemoteDevice:
             self.lose(_words(error))
             raise
 
-    def _serve(self, message: Message) -> None:
-        """A command of the server: DMA."""
+    def _serve(self, message: Message, connection: Connection) -> None:
+        """A command of the server: DMA. PeerGone if it is none."""
         message.close()
+        if message.is_reply or message.fault:
+            raise PeerGone("an unexpected reply")
         try:
             error, payload = 0, self._dma(message)
         except OSError as refusal:
             error, payload = refusal.errno or errno.EIO, b""
-        if message.wants_reply and self._connection is not None:
+        if message.wants_reply:
             reply = (
                 p.error_bytes(message.msg_id, message.command, error)
                 if error
                 else p.reply_bytes(message.msg_id, message.command, payload)
             )
-            self._connection.send(reply, patience=self.timeout)
+            connection.send(reply, patience=self.timeout)
 
     def _dma(self, message: Message) -> bytes:
         if message.command not in (Command.DMA_READ, Command.DMA_WRITE):

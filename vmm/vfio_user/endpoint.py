@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vmm.vfio_user.dma import DmaMemory
     from vmm.vfio_user.stream import Message
 
-CAPABILITIES = {
+CAPABILITIES: dict[str, Any] = {
     "max_msg_fds": p.MAX_MSG_FDS,
     "max_data_xfer_size": p.MAX_DATA_XFER_SIZE,
     "max_dma_maps": p.MAX_DMA_MAPS,
@@ -58,8 +58,12 @@ class Endpoint:
         self.negotiated = False
         self.rejected = False
         """The first message was not a VERSION that we can go on with: the connection is to be closed."""
-        self.capabilities: dict[str, Any] = dict(p.CAPABILITY_DEFAULTS)
+        self.capabilities = p.parse_capabilities(b"")
         """The client's."""
+        self.make_twin: Callable[[], int] | None = None
+        """Makes a second connection, for our own commands, and returns the client's end of it."""
+        self.reply_fds: list[int] = []
+        """Descriptors that go with the reply that `handle` just gave; whoever sends it closes them."""
         self.writing: list[Message] = []
         """REGION_WRITEs that the device is at, outermost first; see `acknowledge`."""
         self._faults = 0
@@ -129,7 +133,7 @@ class Endpoint:
     def disconnect(self) -> None:
         """The client is gone: its memory and eventfds go; the device stays as it is for the next one."""
         self.negotiated = self.rejected = False
-        self.capabilities = dict(p.CAPABILITY_DEFAULTS)
+        self.capabilities = p.parse_capabilities(b"")
         self.interrupts.close()
         self.memory.clear()
 
@@ -142,7 +146,11 @@ class Endpoint:
         self.capabilities = p.parse_capabilities(request.data)
         self.memory.max_transfer = min(p.CHUNK, self.capabilities["max_data_xfer_size"])
         self.negotiated = True
-        data = json.dumps({"capabilities": CAPABILITIES}, separators=(",", ":")).encode() + b"\0"
+        offered = dict(CAPABILITIES)
+        if self.make_twin is not None and self.capabilities["twin_socket"] is not None:
+            self.reply_fds.append(self.make_twin())
+            offered["twin_socket"] = {"supported": True, "fd_index": 0}
+        data = json.dumps({"capabilities": offered}, separators=(",", ":")).encode() + b"\0"
         reply: bytes = p.Version.build({"major": p.MAJOR, "minor": min(request.minor, p.MINOR), "data": data})
         return reply
 

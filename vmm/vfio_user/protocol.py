@@ -270,8 +270,11 @@ def error_bytes(msg_id: int, command: int, error: int) -> bytes:
 
 
 def parse_capabilities(data: bytes) -> dict[str, Any]:
-    """The capabilities in the JSON of a VERSION, with defaults for what is not there. ValueError if it is damaged."""
-    found = dict(CAPABILITY_DEFAULTS)
+    """The capabilities in the JSON of a VERSION, with defaults for what is not there. ValueError if it is damaged.
+
+    `twin_socket` becomes the index of its descriptor, or None if there is no second socket.
+    """
+    found: dict[str, Any] = {**CAPABILITY_DEFAULTS, "twin_socket": None}
     text = data.rstrip(b"\0")
     if not text:
         return found
@@ -287,4 +290,14 @@ def parse_capabilities(data: bytes) -> dict[str, Any]:
         if type(value) is not type(default) or (name == "max_data_xfer_size" and not 0 < value < 1 << 32) or value < 0:
             raise ValueError(f"capability {name}: {value!r}")
         found[name] = value
+    found["twin_socket"] = _twin_socket(given.get("twin_socket", {}))
     return found
+
+
+def _twin_socket(given: Any) -> int | None:
+    if not isinstance(given, dict):
+        raise ValueError(f"capability twin_socket: {given!r}")
+    index = given.get("fd_index", 0)
+    if type(index) is not int or index < 0:
+        raise ValueError(f"capability twin_socket: fd_index {index!r}")
+    return index if given.get("supported") is True else None

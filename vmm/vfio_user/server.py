@@ -7,15 +7,17 @@ One client at a time has the device; another one is shown the door. When the cli
 eventfds go with it and the device keeps its state for the next. The device's code runs on the thread of `run`.
 
 DMA to memory that the client did not share goes by message, and a client may not be able to serve it while it waits
-for a reply itself (QEMU is not). So a write is acknowledged before the device's own DMA waits for anything. Commands
-that come while a register access waits for DMA are kept for later, in order, unless the client seems to wait for them
-before it goes on (`GRACE`); and DMA that is not answered is given up after a while.
+for a reply itself (QEMU is not), unless it has a second socket for that (`twin_socket`). So a write is acknowledged
+before the device's own DMA waits for anything. Commands that come while a register access waits for DMA are kept for
+later, in order, unless the client seems to wait for them before it goes on (`GRACE`); and DMA that is not answered is
+given up after a while.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import socket
 import time
 from collections import deque
 from typing import TYPE_CHECKING, cast
@@ -30,6 +32,7 @@ from vmm.vfio_user.dma import DmaMemory
 from vmm.vfio_user.endpoint import Endpoint
 from vmm.vfio_user.interrupts import consume
 from vmm.vfio_user.protocol import Command
+from vmm.vfio_user.stream import close_all
 from vmm.vfio_user.transport import Connection, PeerGone, listen
 
 if TYPE_CHECKING:
@@ -60,6 +63,8 @@ class Server:
         self._messenger = _Messenger(self)
         self.memory = DmaMemory(self._messenger)
         self._connection: Connection | None = None
+        self._twin: Connection | None = None
+        """The second socket, where the client supports one: our commands and their replies."""
         self._held: deque[Message] = deque()
         """Commands that wait for the access at hand to end."""
         self._handling = 0
@@ -81,6 +86,7 @@ class Server:
         # Devices reach memory by `read` and `write`, which is what both have.
         device.realize(HostBoard(cast("GuestMemory", self.memory), self.clock, self.trace))
         endpoint = Endpoint(device, self.memory)
+        endpoint.make_twin = self._make_twin
         if device.interrupt_pin:
             bus.pirqs[pirq_of(device.devfn, device.interrupt_pin)].connect(endpoint.interrupts.set_level)
         return endpoint
@@ -152,6 +158,11 @@ class Server:
         else:
             sock.close()
 
+    def _make_twin(self) -> int:
+        ours, theirs = socket.socketpair()
+        self._twin = Connection(ours)
+        return theirs.detach()
+
     def _serve(self, limit: int) -> None:
         """Carry out what the client has sent."""
         connection = self._connection
@@ -178,8 +189,12 @@ class Server:
             reply = self.endpoint.handle(message)
         finally:
             self._handling -= 1
-        if reply is not None and message.wants_reply:
-            connection.send(reply)
+        fds, self.endpoint.reply_fds = self.endpoint.reply_fds, []
+        try:
+            if reply is not None and message.wants_reply:
+                connection.send(reply, fds)
+        finally:
+            close_all(fds)
         if self.endpoint.rejected:
             raise PeerGone("the client did not negotiate")
 
@@ -188,6 +203,9 @@ class Server:
             connection.close()
         if self._connection is connection:
             self._connection = None
+            if self._twin is not None:
+                self._twin.close()
+                self._twin = None
             while self._held:
                 self._held.popleft().close()
             self.endpoint.disconnect()
@@ -247,7 +265,7 @@ class _Messenger:
         try:
             for early in server.endpoint.acknowledge():
                 connection.send(early)
-            connection.send(p.command_bytes(msg_id, command, payload))
+            (server._twin or connection).send(p.command_bytes(msg_id, command, payload))
             deadline = time.monotonic() + DMA_PATIENCE
             while self._waiting[msg_id] is None:
                 if not self._step(connection, deadline):
@@ -266,6 +284,12 @@ class _Messenger:
         held = server._held
         if time.monotonic() > deadline:
             return False
+        if server._twin is not None:
+            message = server._twin.wait(deadline)
+            if message is not None and (not message.is_reply or message.fault or not self.take_reply(message)):
+                message.close()
+                raise PeerGone("what came on the second socket is no reply to a command of ours")
+            return message is not None
         message = connection.wait(min(deadline, time.monotonic() + GRACE) if server._handling else deadline)
         if message is not None and message.is_reply and not message.fault:
             server._dispatch(connection, message)
