@@ -353,6 +353,15 @@ class I8254(Device):
         self._watched = True
         return self._acknowledged
 
+    def mask_changed(self, masked: bool) -> None:
+        """IRQ 0 was masked or unmasked at one of the chips.
+
+        A tick that is in flight when a chip is masked may never be acknowledged; after an unmask ticks start anew, or
+        a guest that looks whether its timer works finds it dead. (pit_mask_notifer)
+        """
+        if not masked:
+            self.reset_reinject()
+
     def reset_reinject(self) -> None:
         """Forget ticks that wait: the guest unmasked IRQ 0, or programmed the channel anew."""
         self.pending = 0

@@ -105,9 +105,12 @@ class PicEoi(Event):
 
 
 class AckNotifiers(Protocol):
-    """Who hears that an interrupt was acknowledged (KVM's kvm_notify_acked_irq)."""
+    """Who hears that an interrupt was acknowledged (KVM's kvm_notify_acked_irq), or a pin masked or unmasked
+    (kvm_fire_mask_notifiers)."""
 
     def notify_acked(self, pin: int) -> object: ...
+
+    def mask_changed(self, pin: int, masked: bool) -> object: ...
 
 
 class PicChip(order.State):
@@ -448,7 +451,12 @@ class Pic(order.State):
             if chip.init_state:
                 chip.icw(value)
             else:
+                changed = chip.imr ^ value
                 chip.imr = value
+                if changed and self.ack_notifiers is not None:
+                    for pin in range(8):
+                        if changed >> pin & 1:
+                            self.ack_notifiers.mask_changed(chip.base_pin + pin, bool(value >> pin & 1))
                 self._update(chip)
         elif value & 0x10:
             self._icw1(chip, value)

@@ -144,6 +144,9 @@ class AckNotifiers(Protocol):
         The resampler de-asserts its source and then signals every member.
         """
 
+    def mask_changed(self, pin: int, masked: bool) -> None:
+        """The guest masked or unmasked `pin`. Called with the chip's lock held: it must not call `set_irq`."""
+
     def resample(self, pin: int) -> bool:
         """Signal every member without de-asserting: the pin was unmasked, its latched level may be stale.
 
@@ -161,6 +164,9 @@ class NoAckNotifiers:
         return False
 
     def notify_acked(self, pin: int) -> None:
+        pass
+
+    def mask_changed(self, pin: int, masked: bool) -> None:
         pass
 
     def resample(self, pin: int) -> bool:  # noqa: ARG002
@@ -392,6 +398,8 @@ class IoApic(order.State):
         self._set_entry(pin, new)
         if self.trace.on:
             self.trace.emit(IoapicWriteRedirection(pin, new))
+        if (old ^ new) & MASKED:
+            self.acks.mask_changed(pin, bool(new & MASKED))
         return new
 
     def _set_entry(self, pin: int, entry: int) -> None:

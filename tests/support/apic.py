@@ -43,6 +43,7 @@ class FakeAcks:
         self.pins = set(pins)
         self.acked: list[int] = []
         self.resampled: list[int] = []
+        self.masks: list[tuple[int, bool]] = []
         self.on_ack = lambda _pin: None
 
     def has_notifier(self, pin: int) -> bool:
@@ -51,6 +52,9 @@ class FakeAcks:
     def notify_acked(self, pin: int) -> None:
         self.acked.append(pin)
         self.on_ack(pin)
+
+    def mask_changed(self, pin: int, masked: bool) -> None:
+        self.masks.append((pin, masked))
 
     def resample(self, pin: int) -> bool:
         if pin in self.pins:

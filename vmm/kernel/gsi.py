@@ -254,10 +254,11 @@ class Gsis(State):
     """The GSIs of one VM: routing table, ack notifiers, source ids.
 
     `chips` maps KVM_IRQCHIP_* to the chip; `deliver_msi(address, data) -> int` is the APIC bus; `rescan` is told when
-    the set of vectors whose EOI matters may have changed; `on_routes` hears of each new table with `lock` held.
+    the set of vectors whose EOI matters may have changed; `on_routes` hears of each new table with `lock` held;
+    `on_mask[gsi]` hears when a pin that the GSI is routed to is masked (True) or unmasked.
     """
 
-    WIRING = ("chips", "deliver_msi", "irq_srcu", "lock", "on_routes", "pins", "rescan", "trace")
+    WIRING = ("chips", "deliver_msi", "irq_srcu", "lock", "on_mask", "on_routes", "pins", "rescan", "trace")
     VISIBLE = ("table",)
     BOOKKEEPING = ("notifiers", "sources")
     __slots__ = (*WIRING, *VISIBLE, *BOOKKEEPING)
@@ -269,6 +270,7 @@ class Gsis(State):
         self.chips: dict[int, Chip] = {}
         self.deliver_msi: Callable[[int, int], int] = _no_apic
         self.rescan: Callable[[], None] = _nothing
+        self.on_mask: dict[int, Callable[[bool], None]] = {}
         self.on_routes: Callable[[], None] = _nothing
         self.pins = pins
         self.sources = sources
@@ -382,6 +384,12 @@ class Gsis(State):
         if order.hook is not None:
             self.irq_srcu.read_unlock(nesting)
 
+    def mask_changed(self, chip: int, pin: int, masked: bool) -> None:
+        """The guest masked or unmasked a pin. (kvm_fire_mask_notifiers)"""
+        notify = self.on_mask.get(self.table.by_pin.get((chip, pin), -1))
+        if notify is not None:
+            notify(masked)
+
     def has_notifier(self, chip: int, pin: int) -> bool:
         """Somebody wants this pin's EOIs. (kvm_irq_has_notifier)"""
         gsi = self.table.by_pin.get((chip, pin), -1)
@@ -419,6 +427,10 @@ class ChipAcks(State):
     def notify_acked(self, pin: int) -> None:
         """An EOI reached `pin`; no chip lock is held."""
         self.gsis.notify_acked(self._chip(pin), pin)
+
+    def mask_changed(self, pin: int, masked: bool) -> None:
+        """The guest masked or unmasked `pin`; the chip's lock may be held."""
+        self.gsis.mask_changed(self._chip(pin), pin, masked)
 
     def resample(self, pin: int) -> bool:
         """Signal the resampler's members without lowering anything; False if the pin's GSI has no resampler. The chip's
