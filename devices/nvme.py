@@ -385,16 +385,16 @@ class Nvme(PciDevice):
             self._timer.arm(self.board.clock.now())
 
     def _execute(self, sq: SubmissionQueue, sqe: Sqe) -> int:
-        """Carry out a command and complete it; how many bytes it moved."""
+        """Carry out a command and complete it: how much it did, in bytes."""
         if self.board.trace.on:
             self._trace_command(sq, sqe)
         result: int | None = 0
-        moved = status = 0
+        cost = status = 0
         try:
             if sqe.flags:
                 raise CommandFailed(r.INVALID_FIELD)  # neither fused commands nor SGLs
             if sq.id:
-                moved = self.namespace.execute(sqe)
+                cost = self.namespace.execute(sqe)
             else:
                 result = self._admin.execute(sqe)
         except CommandFailed as failure:
@@ -406,7 +406,7 @@ class Nvme(PciDevice):
             self._complete(sq, sqe.cid, status, result)
         if not sq.id:
             self._admin.report()
-        return moved
+        return cost
 
     def _trace_command(self, sq: SubmissionQueue, sqe: Sqe) -> None:
         if sq.id:

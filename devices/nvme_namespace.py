@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 NSID = 1
 FUA = 1 << 30
+SYNC_COST = 1 << 18
+"""What a flush counts like, in bytes: it waits for the medium."""
 UNIT = 512 * 1000
 """Bytes in a data unit of the SMART log."""
 
@@ -63,13 +65,13 @@ class Namespace:
         return data
 
     def execute(self, sqe: Sqe) -> int:
-        """Carry out an I/O command; how many bytes it moved. CommandFailed with what the guest is told."""
+        """Carry out an I/O command: how much it did, in bytes. CommandFailed with what the guest is told."""
         opcode = sqe.opcode
         if opcode == r.NVM_FLUSH:
             if sqe.nsid not in (NSID, r.NSID_ALL):
                 raise CommandFailed(r.INVALID_NAMESPACE)
             self.flush()
-            return 0
+            return SYNC_COST
         if opcode not in (r.NVM_READ, r.NVM_WRITE, r.NVM_WRITE_ZEROES):
             raise CommandFailed(r.INVALID_OPCODE)
         if sqe.nsid != NSID:
@@ -88,6 +90,9 @@ class Namespace:
             if self.image.readonly:
                 raise CommandFailed(r.NAMESPACE_WRITE_PROTECTED)
             self._write(sqe, offset, length)
+            if sqe.cdw12 & FUA or not self.write_cache:
+                self.flush()
+                length += SYNC_COST
         return length
 
     def _read(self, sqe: Sqe, offset: int, length: int) -> None:
@@ -111,8 +116,6 @@ class Namespace:
         except OSError:
             self.media_errors += 1
             raise CommandFailed(r.WRITE_FAULT) from None
-        if sqe.cdw12 & FUA or not self.write_cache:
-            self.flush()
 
     def flush(self) -> None:
         """Put everything written on the medium. CommandFailed if the host could not."""
