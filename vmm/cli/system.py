@@ -31,12 +31,17 @@ if TYPE_CHECKING:
     from vmm.qmp.char_monitor import CharMonitor
 
 _PR_SET_PDEATHSIG = 1
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that end the machine."""
 _MONITOR_OPTION = {"control": "qmp", "readline": "monitor"}
 ACCELERATORS = ("qtest", "tcg")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the machine that `argv` (without the program's name) asks for; its exit status."""
+    """Run the machine that `argv` (without the program's name) asks for; its exit status.
+
+    Once a machine has ended, the signals that would end it are ignored: the process is as good as gone.
+    """
     try:
         config = parse_command_line(sys.argv[1:] if argv is None else argv)
         if config.help is not None:
@@ -85,8 +90,8 @@ def _run(config: Config) -> int:
                 _add_chardev(chardevs, parse_chardev(text))
         serial = [_backend(f"-serial {text}", text, f"serial{n}", chardevs) for n, text in enumerate(config.serials)]
         machine = _build(config, accel, serial, chardevs)
+        _trace(config, machine, cleanup)  # what happens as the machine is closed is traced, too
         cleanup.callback(machine.close)
-        _trace(config, machine, cleanup)
         for given in config.objects:
             with _blaming(f"-object {given.words}"):
                 machine.object_add(given.values, given.from_text)
@@ -111,7 +116,7 @@ async def _serve(
 ) -> int:
     """Open monitors and character devices, and run the machine to its end."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _ENDING:
         loop.add_signal_handler(number, machine.quit, "host-signal")
     open_monitors: list[CharMonitor] = []
     if monitors:
@@ -130,7 +135,17 @@ async def _serve(
         monitor.close()
     for backend in chardevs.values():
         backend.flush()
+    _ignore_ending(loop)
     return status
+
+
+def _ignore_ending(loop: asyncio.AbstractEventLoop) -> None:
+    """The machine has ended: a signal that asks for it comes too late to make the exit status that of a death."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    for number in _ENDING:
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
 
 
 def _close_all(chardevs: dict[str, CharBackend]) -> None:
