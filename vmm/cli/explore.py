@@ -77,6 +77,7 @@ def _explore(family: Family, arguments: argparse.Namespace) -> int:
         print(json.dumps(objects, indent=2))
     else:
         console.print(_summary(family, outcomes))
+        console.print(_verdict(outcomes))
     if any(outcome.result.finding is not None for outcome in outcomes):
         return VIOLATED
     return HELD if all(outcome.result.complete for outcome in outcomes) else UNFINISHED
@@ -112,10 +113,22 @@ def _summary(family: Family, outcomes: list[Outcome]) -> Table:
         text = "held" if result.complete else f"not finished at {result.states} states"
         if result.finding is not None:
             number = result.finding.rule.partition(":")[0]
-            text = f"{number} violated in {len(result.finding.choices)} steps: {story.words(number)}"
+            known = story.words(number)
+            text = f"{number} in {len(result.finding.choices)} steps{': ' + known if known else ''}"
         counts = (str(n) for n in (result.states, result.transitions, result.ends))
         table.add_row(outcome.scene, outcome.setup.policy, outcome.era, *counts, f"{outcome.seconds:.2f}", text)
     return table
+
+
+def _verdict(outcomes: list[Outcome]) -> str:
+    held = [outcome for outcome in outcomes if outcome.result.finding is None and outcome.result.complete]
+    states = sum(outcome.result.states for outcome in held)
+    transitions = sum(outcome.result.transitions for outcome in held)
+    text = f"The invariants hold over all {states} states and {transitions} transitions of {len(held)} of "
+    text += f"{len(outcomes)} explorations."
+    every = sum(outcome.result.states for outcome in outcomes)
+    seconds = sum(outcome.seconds for outcome in outcomes)
+    return f"{text} {every / max(seconds, 1e-9):,.0f} states/s."
 
 
 def _object(family: Family, outcome: Outcome) -> dict[str, Any]:
@@ -143,6 +156,8 @@ def _object(family: Family, outcome: Outcome) -> dict[str, Any]:
 
 
 def _replay(family: Family, arguments: argparse.Namespace) -> int:
+    if arguments.policy or arguments.all_policies or arguments.era or arguments.scene or arguments.sources is not None:
+        raise UsageError("a schedule names its scene, policy, era and sources; leave out --scene, --policy and so on")
     setup, told = story.replay(family, arguments.replay)
     if arguments.json:
         steps = [row._asdict() for row in told.rows]

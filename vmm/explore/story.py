@@ -132,7 +132,9 @@ def tell(family: Family, scene: str, setup: Setup, choices: Sequence[int]) -> St
             if violation.__cause__ is not None:
                 blame(family, violation.__cause__)
             rule = str(violation)
-            rows.append(Row(n, actor.name, _count(rows, n), running[n], "violates", True, board.describe()))
+            result = board.result_of(actor.name)
+            operation = result if result.startswith(f"{running[n]} = ") else running[n]
+            rows.append(Row(n, actor.name, _count(rows, n), operation, "violates", True, board.describe()))
             break
         stage.arena.put(heap)  # the step's last state: its greenlet has unwound since
         if actor.repeats and running[n] == "work":

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 NOT_SHOWN = {
-    "Z23": "an assign that does not wait for EOIs in progress. In 10,276 states it broke nothing: an EOI lowers the line "
+    "Z23": "an assign that does not wait for EOIs in progress broke nothing in 10,276 states. An EOI lowers the line "
     "before it reads the list of members, so what a new member asserts later stays high and is delivered again.",
 }
 """Bugs that are told of, and that the explorer was asked for and did not find."""
