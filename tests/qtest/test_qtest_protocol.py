@@ -471,3 +471,14 @@ def test_bad_place_for_qtest_is_an_error_that_names_the_option(arguments, compla
     _, errors = process.communicate()
     assert process.returncode == 1
     assert errors.startswith(f"vintx-system-x86_64: {complaint}")
+
+
+def test_sigterm_after_the_guest_shut_down_leaves_the_exit_status_0(tmp_path):
+    link = ProcessLink(tmp_path, "-machine", "pc", "-m", "16", "-device", "pvpanic")
+    link("outb 0x505 4")
+    while "SHUTDOWN" not in link.events:
+        assert link.message()
+    status = link.end()
+    link.close()
+    assert status == 0
+    assert link.events == ["GUEST_PVSHUTDOWN", "SHUTDOWN"]
