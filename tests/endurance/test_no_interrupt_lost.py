@@ -88,7 +88,7 @@ class Interrupter:
         self.again()
 
     def again(self):
-        self.timer.arm(self.machine.clock.now() + self.random.randrange(500, 40_000))
+        self.timer.arm(self.machine.clock.now() + self.random.randrange(500, 200_000))
 
     def fire(self):
         if not self.edu.irq_status:
