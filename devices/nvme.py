@@ -92,7 +92,8 @@ class PciNvmeErrFatal(Event):
 class Nvme(PciDevice):
     """`-device nvme,serial=S,x-image=PATH`: BAR0 is the registers and the doorbells.
 
-    The image is flushed and closed at unplug. ConfigError if it cannot be opened; InUse if another machine has it.
+    The image is flushed and closed at unplug. ConfigError if it cannot be opened; InUse if another device or process
+    has it.
     """
 
     driver = "nvme"
@@ -378,8 +379,7 @@ class Nvme(PciDevice):
             budget -= self._execute(sq, Sqe(*SQE.unpack(raw)))
             if self.csts & r.CSTS_CFS:
                 return
-            # Not if the command deleted it.
-            if sq.head != sq.tail and self.submission.get(sq.id) is sq:
+            if sq.head != sq.tail:
                 ready[sq.id] = sq
         if ready:
             self._timer.arm(self.board.clock.now())

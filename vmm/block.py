@@ -32,7 +32,7 @@ class FileImage:
     __slots__ = ("_fd", "path", "readonly", "size")
 
     def __init__(self, path: str, readonly: bool = False, sector_size: int = 512) -> None:
-        """Open it. ConfigError if it cannot be opened or is no disk; InUse if another machine has it."""
+        """Open it. ConfigError if it cannot be opened or is no disk; InUse if another device or process has it."""
         self.path = path
         self.readonly = readonly
         try:
@@ -58,7 +58,7 @@ class FileImage:
         except OSError as error:
             what = "read" if self.readonly else "write"
             raise InUse(
-                f"Failed to get '{what}' lock on '{path}': is another machine using the image?", holder=path
+                f"Failed to get '{what}' lock on '{path}': another device or process has the image", holder=path
             ) from error
         size = os.lseek(self._fd, 0, os.SEEK_END)
         if not size:

@@ -453,6 +453,16 @@ def test_event_requests_wait_up_to_a_limit_and_can_be_aborted(board):
     assert board.command(r.ADMIN_ABORT, cdw10=5).status == r.INVALID_FIELD | r.DNR
 
 
+def test_abort_without_room_for_two_completions_aborts_nothing(disk):
+    board = NvmeBoard(disk)
+    board.enable(size=2)
+    assert board.submit(board.admin, r.ADMIN_ASYNC_EVENT, cid=1) == []
+    abort = board.command(r.ADMIN_ABORT, cid=2, cdw10=1 << 16)
+    assert (abort.cid, abort.status, abort.result) == (2, 0, 1)
+    board.put(r.REG_DOORBELLS + 8 * 9, 0)
+    assert [entry.cid for entry in board.completions(board.admin)] == [1]
+
+
 def test_event_of_one_kind_comes_once_until_its_log_page_was_read(board):
     for cid in (1, 2):
         board.submit(board.admin, r.ADMIN_ASYNC_EVENT, cid=cid)
