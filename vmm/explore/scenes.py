@@ -11,7 +11,7 @@ import importlib.util
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vmm.errors import UsageError, VintxError
 from vmm.explore.actors import NotDeterministic
@@ -58,6 +58,11 @@ class Setup(NamedTuple):
     era: str | None = None
     sources: int | None = None
     parts: Parts = REAL
+    irqchip: Literal["full", "split"] = "full"
+
+    def board(self) -> Board:
+        """A board of this kind. ConfigError, UsageError."""
+        return Board(self.policy, self.era, self.sources, self.parts, self.irqchip)
 
 
 class Outcome(NamedTuple):
@@ -146,7 +151,7 @@ def set_up(family: Family, scene: str, setup: Setup) -> tuple[Board, Scenario]:
         raise UsageError(f"{family.name} has no scene {scene!r}; it has {', '.join(family.scenes)}")
     if setup.policy.partition(":")[0] not in family.policies and setup.policy in POLICIES:
         raise UsageError(f"{family.name} is for {', '.join(family.policies)}, not {setup.policy}")
-    board = Board(setup.policy, setup.era, setup.sources, setup.parts)
+    board = setup.board()
     with _Blame(family.path):
         family.scenes[scene](board)
         scenario = board.scenario()
@@ -158,7 +163,7 @@ def set_up(family: Family, scene: str, setup: Setup) -> tuple[Board, Scenario]:
 
 def _compare(family: Family, other: str, setup: Setup, board: Board) -> None:
     """Let the board be compared with all ends of another scene, if those can be had."""
-    twin = Board(setup.policy, setup.era, setup.sources, setup.parts)
+    twin = setup.board()
     ends: set[Any] = set()
     with _Blame(family.path):
         family.scenes[other](twin)

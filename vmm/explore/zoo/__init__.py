@@ -1,8 +1,8 @@
 """Historical bugs, each as a class that changes one named step of the real one, and a scene in which it shows.
 
-A bug is *found* when the search breaks the rule that it is said to break, and *clean* when the same scene under the
-real classes (or, of a rule of the dispute, under the rule that cures it) breaks none. Numbers are those of
-docs/explore.md.
+A bug is *found* when the search breaks the rule that it is said to break, and *clean* when the same scene breaks none
+under the real classes; of a rule of the dispute, under the rule that cures it; of an old kernel, in a later era. Numbers
+are those of docs/explore.md.
 """
 
 from __future__ import annotations
@@ -64,9 +64,12 @@ class Shown(NamedTuple):
 
 def bugs() -> dict[str, Bug]:
     """All of them, by number."""
-    from vmm.explore.zoo import eoifd, irqfd, vfio
+    from vmm.explore.zoo import eoifd, eras, irqfd, vfio
 
-    return {bug.number: bug for bug in sorted((*eoifd.BUGS, *irqfd.BUGS, *vfio.BUGS), key=lambda bug: bug.number)}
+    return {
+        bug.number: bug
+        for bug in sorted((*eoifd.BUGS, *eras.BUGS, *irqfd.BUGS, *vfio.BUGS), key=lambda bug: bug.number)
+    }
 
 
 def bug(number: str) -> Bug:
