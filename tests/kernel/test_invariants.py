@@ -16,6 +16,7 @@ from vmm.dispute.expected import TWO_OBJECTS
 from vmm.dispute.stage import CLOSED, GSIS, Stage
 from vmm.kernel import invariants
 from vmm.kernel.gsi import AckNotifier
+from vmm.kernel.invariants import BREAKS
 
 E = st.sampled_from(["e1", "e2", "e3"])
 F = st.sampled_from(["f1", "f2"])
@@ -24,17 +25,6 @@ PICK = st.integers(0, 2)
 ANY = st.sampled_from(["e1", "e2", "e3", "f1", "f2", "e1b", "e2b", "f1b"])
 
 CHECKED = (*invariants.STATE, *invariants.STEP, "S3")
-BREAKS = {
-    "eoifd-v5:eoifd-close=deassigns": {"S1", "S5", "S7", "S20"},
-    "deassign-fails": {"S1", "S3", "S5", "S20"},
-    "eoifd-follows-irqfd": set(),
-    "assign-busy": {"S1", "S5", "S20"},
-    "assign-rebinds": {"S1", "S5", "S20"},
-    "eoifd-holds-file": {"S1", "S3", "S5", "S7", "S20"},
-    "resample": set(),
-}
-"""With one eoifd to an irqfd. S10 is the era's: every rule with an eoifd breaks it. Two eoifds on one irqfd break S7
-under each of those."""
 
 
 def life(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vmm.dispute.expected import POLICIES
 from vmm.dispute.table import BY_ERA, cell, rows
+from vmm.kernel.invariants import BREAKS, ELSEWHERE, catalogue
 from vmm.kernel.policies import POLICIES as RULES
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ TAIL: Final = """\
 def markdown() -> str:
     """docs/dispute.md."""
     grades = "; ".join(f"**{grade}** {text}" for grade, text in GRADES.items())
-    parts = [HEAD.format(grades=grades), _summary(), *(_row(row) for row in rows()), TAIL]
+    parts = [HEAD.format(grades=grades), _summary(), _invariants(), *(_row(row) for row in rows()), TAIL]
     return "\n".join(parts)
 
 
@@ -101,6 +102,30 @@ def _summary() -> str:
         lines.append(f"| [{row.name}](#{_anchor(row)}) | " + " | ".join(cells) + " |")
     lines.append("")
     lines += [f"{number} is left out: era `{era}` breaks it under every rule." for number, era in BY_ERA.items()]
+    return "\n".join([*lines, ""])
+
+
+def _invariants() -> str:
+    lines = ["## The invariants", ""]
+    lines += [
+        "Functions of `vmm/kernel/invariants.py`. A *state* holds whenever nothing is queued or running, a *step* is"
+    ]
+    lines += [
+        "about one operation; *ghost* is what a check has to know that the kernel does not. The last column names the"
+    ]
+    lines += [
+        "rules under which some life breaks it, with one eoifd to an irqfd (`tests/kernel/test_invariants.py` has the"
+    ]
+    lines += ["shortest for each, and random lives for all that a rule keeps).", ""]
+    lines += ["| | says | form | ghost | broken by |", "|---|---|---|---|---|"]
+    for invariant in catalogue():
+        number = invariant.number
+        by = ", ".join(f"`{name}`" for name, numbers in BREAKS.items() if number in numbers)
+        if number in BY_ERA:
+            by = f"era `{BY_ERA[number]}`"
+        lines.append(f"| {number} | {invariant.says} | {invariant.form} | {invariant.ghost} | {by} |")
+    lines.append("")
+    lines += [f"* {number}: {where}" for number, where in ELSEWHERE.items() if number != "S3"]
     return "\n".join([*lines, ""])
 
 

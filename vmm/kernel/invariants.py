@@ -381,3 +381,49 @@ def broken(vm: Vm, ledger: Ledger, step: Step | None = None) -> dict[str, str]:
     if step is not None:
         found |= {number: check(vm, ledger, step) for number, check in STEP.items()}
     return {number: wrong for number, wrong in found.items() if wrong}
+
+
+class Invariant(NamedTuple):
+    """One of the twenty. `form`: `state`, `step` or `two runs`; `ghost`: what of the `Ledger` the check needs."""
+
+    number: str
+    form: str
+    ghost: str
+    says: str
+
+
+_GHOST: Final[Mapping[str, str]] = {
+    "S1": "which ids are nobody's to take",
+    "S2": "every eventfd ever opened, whether the VM is closed",
+    "S5": "which ids are nobody's to take",
+    "S6": "what the user has bound",
+    "S7": "what the user has bound, what has fired, what is closed",
+    "S10": "what the user has bound",
+    "S20": "what is closed",
+}
+BREAKS: Final[Mapping[str, frozenset[str]]] = {
+    "eoifd-v5:eoifd-close=deassigns": frozenset({"S1", "S5", "S7", "S20"}),
+    "deassign-fails": frozenset({"S1", "S3", "S5", "S20"}),
+    "eoifd-follows-irqfd": frozenset(),
+    "assign-busy": frozenset({"S1", "S5", "S20"}),
+    "assign-rebinds": frozenset({"S1", "S5", "S20"}),
+    "eoifd-holds-file": frozenset({"S1", "S3", "S5", "S7", "S20"}),
+    "resample": frozenset(),
+}
+"""What some life breaks under each rule, with one eoifd to an irqfd; all else that is checked here the rule keeps.
+
+Two eoifds on one irqfd break S7 under each rule that has eoifds. S10 is the era's: `v5` breaks it under all of them.
+"""
+
+
+def catalogue() -> list[Invariant]:
+    """All that are checked here, in order."""
+    found = [Invariant(n, "state", _GHOST.get(n, ""), _first(check)) for n, check in STATE.items()]
+    found += [Invariant(n, "step", _GHOST.get(n, ""), _first(check)) for n, check in STEP.items()]
+    found.append(Invariant("S3", "two runs", "", _first(s3)))
+    return sorted(found, key=lambda invariant: int(invariant.number[1:]))
+
+
+def _first(check: Callable[..., str]) -> str:
+    """The first sentence of a check's docstring."""
+    return " ".join((check.__doc__ or "").split()).partition(". ")[0].rstrip(".")
