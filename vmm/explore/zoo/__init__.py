@@ -1,8 +1,8 @@
 """Historical bugs, each as a class that changes one named step of the real one, and a scene in which it shows.
 
 A bug is *found* when the search breaks the rule that it is said to break, and *clean* when the same scene breaks none
-under the real classes; of a rule of the dispute, under the rule that cures it; of an old kernel, in a later era. Numbers
-are those of docs/explore.md.
+under the real classes; of a rule of the dispute, under the rule that cures it; of an old kernel, in a later era.
+Numbers are those of docs/explore.md.
 """
 
 from __future__ import annotations
