@@ -11,6 +11,8 @@ machine:
     withdrawn             the device lowered its line when a local APIC had already accepted the vector
     device-left           the device was unplugged at such a moment
 
+A device in another process (vfio-user) drives its INTx where no trace sees it; what it asserts is taken for wanted.
+
 Ref: Linux, virt/kvm/eventfd.c, irqfd_resampler_shutdown (the first); Intel SDM 3A, 11.8.4 (an accepted vector stays in
 IRR, whatever its pin does).
 """
@@ -105,6 +107,7 @@ class Attribution:
         self._wires: dict[str, int] = {}
         self._roads: dict[str, tuple[str, int]] = {}
         self._forwarders: set[str] = set()
+        self._remote: set[str] = set()
         self._high: set[str] = set()
         self._gone: dict[str, Cause] = {}
         self._services: dict[tuple[int, int], _Service] = {}
@@ -189,8 +192,11 @@ class Attribution:
         device = e["device"]
         self._leave(device)
         self._roads[device] = (e["road"], e["gsi"])
-        self._forwarders.add(e["user"])
-        self._high.discard(e["user"])
+        if device == e["user"]:
+            self._remote.add(device)
+        else:
+            self._forwarders.add(e["user"])
+            self._high.discard(e["user"])
 
     def _on_vfio_intx_disable(self, e: Mapping[str, Any]) -> None:
         self._leave(e["device"])
@@ -242,6 +248,11 @@ class Attribution:
         if e["pending"]:
             self._asserts(e["device"])
 
+    def _on_kvm_irqfd_inject(self, e: Mapping[str, Any]) -> None:
+        for device in self._remote:
+            if self._gsi(device) == e["gsi"]:
+                self._asserts(device)
+
     def _asserts(self, device: str) -> None:
         gsi = self._gsi(device)
         if gsi >= 0:
@@ -289,7 +300,7 @@ class Attribution:
                 pins.append((number, pin.wanted))
                 pin.ended = None
                 # Its PIRQ may lead elsewhere by now; the handler finds it all the same.
-                served |= self._wanting(number) | (self._high & pin.wanted.keys())
+                served |= self._wanting(number) | (self._high & pin.wanted.keys()) | (self._remote & pin.asserted)
         if pins:
             self.taken += 1
             self.by_pin.update(number for number, _ in pins)

@@ -167,6 +167,26 @@ def test_the_line_that_a_monitor_raises_for_its_host_device_is_not_a_device_of_i
     assert story.causes() == (1, [(Cause.LATCHED, "a")])
 
 
+def test_what_a_device_in_another_process_asserts_is_taken_for_wanted_once(story):
+    story("vfio_intx_enable", device="r", user="r", road="kvm", gsi=PIN)
+    story("kvm_irqfd_inject", gsi=PIN, resample=True)
+    story.deliver()
+    story.serve()
+    story.deliver()
+    story.serve()
+    assert story.causes() == (2, [(Cause.UNATTRIBUTED, "")])
+
+
+def test_the_line_that_a_monitor_raises_for_a_device_in_another_process_counts(story):
+    story("vfio_intx_enable", device="r", user="r", road="user", gsi=PIN)
+    story.line("r", True)
+    story.deliver()
+    story.take()
+    story.eoi()
+    story.line("r", False)
+    assert story.causes() == (1, [])
+
+
 def test_a_disabled_line_wants_nothing(story):
     story("pci_set_intx", device="a", level=True, disabled=True)
     story.deliver()
