@@ -312,15 +312,14 @@ def test_recorded_hotplug_session_gets_the_same_irq_lines_and_values():
             arguments = request.get("arguments", {})
             if request["execute"] == "device_add":
                 machine.device_add(arguments)
-            elif request["execute"] == "device_del" and arguments["id"] in machine.peripherals:
-                if machine.device(arguments["id"]).life.phase.value == "realized":
+            elif request["execute"] == "device_del":
+                device = machine.peripherals.get(arguments["id"])
+                if device is not None and device.life.phase.value == "realized":  # QEMU refused the others
                     machine.device_del(arguments["id"])
-            elif request["execute"] == "system_reset":
-                break
             continue
         # An IRQ line that a monitor command caused came at once; the recording shows it with the next reply.
         got = link.backend.take().decode().splitlines() + link.lines(command)
         assert got == reply[0], (compared, command)
         compared += 1
     link.close()
-    assert compared >= 40
+    assert compared == 45
