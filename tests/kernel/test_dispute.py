@@ -10,7 +10,8 @@ import pytest
 
 from vmm.cli.vintx import main
 from vmm.dispute import page, table
-from vmm.dispute.expected import POLICIES, ROWS, TWO_OBJECTS
+from vmm.dispute.expected import ROWS
+from vmm.dispute.row import POLICIES, TWO_OBJECTS
 from vmm.dispute.stage import GSIS, Stage, play
 from vmm.errors import ConfigError, UsageError
 from vmm.kernel.gsi import KVM_IRQCHIP_IOAPIC, Route

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from tests.support.endurance import size
-from vmm.dispute.expected import TWO_OBJECTS
+from vmm.dispute.row import TWO_OBJECTS
 from vmm.dispute.stage import CLOSED, GSIS, Stage
 from vmm.kernel import invariants
 from vmm.kernel.gsi import AckNotifier

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from vmm.dispute.expected import POLICIES
+from vmm.dispute.row import POLICIES
 from vmm.dispute.table import BY_ERA, cell, rows
 from vmm.kernel.invariants import BREAKS, ELSEWHERE, catalogue
 from vmm.kernel.policies import POLICIES as RULES
@@ -12,7 +12,7 @@ from vmm.kernel.policies import POLICIES as RULES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vmm.dispute.expected import Row
+    from vmm.dispute.row import Row
     from vmm.dispute.stage import Came
     from vmm.dispute.table import Cell
 

@@ -6,7 +6,7 @@
 
 GSIs `g` and `h` go to an IOAPIC pin each, level-triggered and unmasked, in front of a local APIC whose CPU takes an
 interrupt when an EOI is asked for. After each operation all that it queued has run. The notation is that of
-`vmm/dispute/expected.py`.
+`vmm/dispute/row.py`.
 """
 
 from __future__ import annotations

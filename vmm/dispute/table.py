@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from vmm.dispute.expected import POLICIES, ROWS
+from vmm.dispute.expected import ROWS
+from vmm.dispute.row import POLICIES
 from vmm.dispute.stage import GSIS, play
 from vmm.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vmm.dispute.expected import Outcome, Row
+    from vmm.dispute.row import Outcome, Row
     from vmm.dispute.stage import Came
 
 BY_ERA: Final = {"S10": "v5"}
