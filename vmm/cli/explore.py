@@ -126,6 +126,8 @@ def _verdict(outcomes: list[Outcome]) -> str:
     transitions = sum(outcome.result.transitions for outcome in held)
     text = f"The invariants hold over all {states} states and {transitions} transitions of {len(held)} of "
     text += f"{len(outcomes)} explorations."
+    if not held:
+        text = f"None of {len(outcomes)} explorations came to its end."
     every = sum(outcome.result.states for outcome in outcomes)
     seconds = sum(outcome.seconds for outcome in outcomes)
     return f"{text} {every / max(seconds, 1e-9):,.0f} states/s."
