@@ -255,3 +255,15 @@ def test_hook_is_gone_while_an_operation_is_held(vm):
     (came,) = guest.qmp("x-point-release", point="files.fget")
     assert came["state"] == "done"
     assert (order.hook, order.wait, order.actor) == (None, None, 0)
+
+
+def test_machine_may_end_with_an_operation_held(vm):
+    guest = machine(vm)
+    e = eventfd(guest)
+    for point in ("irqfd.assign.fput", "eventfd.write"):
+        guest.qmp("x-point-hold", point=point)
+    assert guest.qmp("x-irqfd-assign", fd=e, gsi=GSI, level=True)["state"] == "held"
+    assert guest.qmp("x-eventfd-signal", fd=e)["point"] == "eventfd.write"
+    guest.qmp("quit")
+    assert guest.wait_exit() == 0
+    assert not guest.machine.kvm.gsis.notifiers
