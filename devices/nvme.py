@@ -29,6 +29,8 @@ BAR_SIZE = 0x4000
 MAX_QUEUE_ENTRIES = 2048
 MAX_QUEUE_PAIRS = 1024
 """What `max_ioqpairs` may be: their doorbells are in BAR0."""
+MAX_MDTS = 13
+"""32 MiB: a command runs in one go."""
 MAX_PAGE_SHIFT = 4
 """CAP.MPSMAX: pages of 64 KiB."""
 BATCH_COMMANDS = 64
@@ -106,7 +108,7 @@ class Nvme(PciDevice):
         Property("x-readonly", "bool", False, "open the image for reading only"),
         Property("logical_block_size", "size", 512, "A power of two between 512 B and 2 MiB"),
         Property("max_ioqpairs", "uint32", 64, "I/O queue pairs"),
-        Property("mdts", "uint8", 7, "largest transfer, as a power of two of 4 KiB; 0: no limit"),
+        Property("mdts", "uint8", 7, "largest transfer, as a power of two of 4 KiB"),
     )
 
     def __init__(self, id: str | None = None, **values: Any) -> None:
@@ -116,7 +118,7 @@ class Nvme(PciDevice):
         self.max_queues: int = self.values["max_ioqpairs"]
         self.max_queue_size = MAX_QUEUE_ENTRIES
         self.mdts: int = self.values["mdts"]
-        self.max_transfer = 4096 << self.mdts if self.mdts else 1 << 62
+        self.max_transfer = 4096 << self.mdts
         self.submission: dict[int, SubmissionQueue] = {}
         self.completion: dict[int, CompletionQueue] = {}
         self.intms = self.cc = self.csts = 0
@@ -145,8 +147,10 @@ class Nvme(PciDevice):
             )
         if not 1 <= self.values["max_ioqpairs"] <= MAX_QUEUE_PAIRS:
             raise PropertyError(f"max_ioqpairs must be between 1 and {MAX_QUEUE_PAIRS}", self.driver, "max_ioqpairs")
-        if self.values["mdts"] > 20:
-            raise PropertyError("mdts must be between 0 and 20", self.driver, "mdts")
+        if not 1 <= self.values["mdts"] <= MAX_MDTS or 4096 << self.values["mdts"] < block:
+            raise PropertyError(
+                f"mdts must be between 1 and {MAX_MDTS}, and a transfer at least a block", self.driver, "mdts"
+            )
 
     # Life.
 
@@ -204,12 +208,12 @@ class Nvme(PciDevice):
     def _write(self, offset: int, size: int, value: int) -> None:
         if size == 8 and not offset & 7 and offset < r.REG_DOORBELLS:
             self._write_dword(offset, value & 0xFFFF_FFFF)
-            self._write_dword(offset + 4, value >> 32)
+            self._write_dword(offset + 4, value >> 32 & 0xFFFF_FFFF)
         elif size == 4 and not offset & 3:
             if offset >= r.REG_DOORBELLS:
                 self._doorbell(offset, value)
             else:
-                self._write_dword(offset, value)
+                self._write_dword(offset, value & 0xFFFF_FFFF)
         # Other accesses are undefined: they are lost.
 
     def _write_dword(self, offset: int, value: int) -> None:

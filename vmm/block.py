@@ -6,6 +6,7 @@ flushed (`flush`, fdatasync(2)) survives the end of the host as well.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 _IOV_MAX = 1024
 """Buffers of one preadv(2) or pwritev(2)."""
 _ZEROES = bytes(64 * 1024)
+_KEEP_SIZE_PUNCH_HOLE = 0x03
+"""FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE of fallocate(2)."""
+_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 class FileImage:
@@ -89,7 +94,11 @@ class FileImage:
             _advance(left, done)
 
     def write_zeroes(self, offset: int, length: int) -> None:
-        """Let `length` bytes from `offset` on read as zeroes."""
+        """Let `length` bytes from `offset` on read as zeroes: a hole where the file system has holes."""
+        if not _fallocate(self._fd, _KEEP_SIZE_PUNCH_HOLE, offset, length):
+            return
+        if (error := ctypes.get_errno()) not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV):
+            raise OSError(error, os.strerror(error), self.path)
         while length:
             piece = min(length, len(_ZEROES) * _IOV_MAX)
             whole, rest = divmod(piece, len(_ZEROES))

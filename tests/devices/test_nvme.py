@@ -399,7 +399,9 @@ def test_image_of_a_plugged_controller_is_in_use_and_the_failed_plug_holds_nothi
         ({"logical_block_size": 256}, "power of two"),
         ({"max_ioqpairs": 0}, "between 1 and"),
         ({"max_ioqpairs": 1025}, "between 1 and"),
-        ({"mdts": 21}, "between 0 and 20"),
+        ({"mdts": 0}, "between 1 and 13"),
+        ({"mdts": 14}, "between 1 and 13"),
+        ({"mdts": 1, "logical_block_size": 16384}, "at least a block"),
         ({"x-image": None}, "x-image property not set"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import signal
@@ -223,7 +224,6 @@ def test_image_is_synced_by_flush_and_fua_and_by_each_write_without_a_write_cach
     [
         (r.NVM_READ, "preadv", r.UNRECOVERED_READ),
         (r.NVM_WRITE, "pwritev", r.WRITE_FAULT),
-        (r.NVM_WRITE_ZEROES, "pwritev", r.WRITE_FAULT),
         (r.NVM_FLUSH, "fdatasync", r.WRITE_FAULT),
     ],
 )
@@ -236,6 +236,15 @@ def test_host_that_fails_is_a_media_error_to_the_guest(board, monkeypatch, opcod
         assert board.io_command(opcode, prp1=BUFFER).status == status
     assert board.io_command(opcode, prp1=BUFFER).status == 0
     assert smart(board).media_errors == 1
+
+
+def test_zeroes_that_the_host_has_no_room_for_are_a_write_fault(board, monkeypatch):
+    def full(*_):
+        ctypes.set_errno(errno.ENOSPC)
+        return -1
+
+    monkeypatch.setattr("vmm.block._fallocate", full)
+    assert board.io_command(r.NVM_WRITE_ZEROES).status == r.WRITE_FAULT
 
 
 def test_image_cut_off_under_the_guest_is_a_media_error(board, disk):

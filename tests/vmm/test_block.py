@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 
 import pytest
@@ -109,8 +111,22 @@ def test_pieces_come_back_as_written_however_little_the_host_takes_at_once(
     assert whole == b"\xaa" * offset + content + b"\xaa" * (8192 - offset - len(content))
 
 
-def test_zeroes_cover_exactly_their_range(tmp_path):
+@pytest.mark.parametrize("holes", [True, False])
+def test_zeroes_cover_exactly_their_range(tmp_path, monkeypatch, holes):
     path = tmp_path / "disk"
     image = FileImage(make(path, 200_192, b"\xff"))
+    if not holes:
+
+        def refuse(*_):
+            ctypes.set_errno(errno.EOPNOTSUPP)
+            return -1
+
+        monkeypatch.setattr("vmm.block._fallocate", refuse)
     image.write_zeroes(512, 150_016)
     assert path.read_bytes() == b"\xff" * 512 + bytes(150_016) + b"\xff" * (200_192 - 150_528)
+
+
+def test_zeroes_in_an_image_open_for_reading_are_an_error(tmp_path):
+    image = FileImage(make(tmp_path / "disk"), readonly=True)
+    with pytest.raises(OSError, match="disk"):
+        image.write_zeroes(0, 512)
