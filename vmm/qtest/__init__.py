@@ -1,6 +1,6 @@
 """The qtest protocol: a test program drives a machine, one line a command, through `-qtest`.
 
-    vintx-system-x86_64 -machine pc -accel qtest -qtest unix:/tmp/q,server=on,wait=on
+    vintx-system-x86_64 -machine pc -accel qtest -qtest unix:q.sock,server=on,wait=on
     > inb 0x71
     < OK 0x0039
 
