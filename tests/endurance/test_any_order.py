@@ -183,8 +183,8 @@ class Stress:
     def finish(self):
         """Everything can be taken away, and nothing is left."""
         self.settle()
-        for name in list(self.machine.peripherals):
-            self.guest.qmp("device_del", id=name)
+        for device in list(self.machine.peripherals.values()):
+            self.unplug(device.slot)  # refused if an earlier request comes true just now
         self.guest.wait_for(lambda: self.powered_off() or not self.machine.peripherals, "empty slots")
         for name in list(self.machine.objects):
             self.guest.qmp("object-del", id=name)
