@@ -31,4 +31,5 @@ def test_machines_that_ran_leave_no_object_and_no_memory_behind(road):
     for _ in range(size(10, 200)):
         one()
     assert live_objects() - objects == {}
-    assert resident() - memory < 1 << 20
+    # One machine's RAM is 8 MiB and its translated code more: a leak of either shows here, the allocator's ways do not.
+    assert resident() - memory < 4 << 20

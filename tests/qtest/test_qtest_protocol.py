@@ -124,7 +124,8 @@ def test_command_in_pieces_is_one_command(link):
 @example(b"read 0xffffffffffffffff 16")
 @example(b"readq 0xfffffffffffffffc")
 def test_any_line_gets_one_reply_and_the_next_one_works(shared, line):
-    replies = shared.raw(line + b"\nendianness\n").splitlines()
+    replies = shared.raw(line + b"\nendianness\n").split(b"\n")  # a reply may quote a carriage return
+    assert replies.pop() == b""
     assert replies[-1] == b"OK little"
     assert [r.split()[0] in (b"OK", b"FAIL", b"ERR") for r in replies[:-1]] == [True] * (1 if line else 0)
 
