@@ -191,8 +191,8 @@ def test_engine_that_cannot_be_is_an_error(size: int, cpus: int) -> None:
 # --- the self-test ---
 
 
-def test_self_test_passes_in_a_fraction_of_a_second() -> None:
-    selftest.self_test.__wrapped__()
+def test_self_test_finds_nothing_against_the_pinned_library() -> None:
+    assert selftest.self_test.__wrapped__() is None  # it raises EngineRefused at what it finds
 
 
 @pytest.mark.parametrize("name", ["CS_HALTED", "UC_NESTED_LEVEL", "ENV_IS_INT", "UC_FLUSH_TLB", "CS_UC", "ENV_EIP"])

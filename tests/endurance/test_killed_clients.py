@@ -152,7 +152,7 @@ async def _two_clients(machine, path, road):
 
     while not path.exists():
         assert machine.poll() is None
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0)
     text = command("qmp_capabilities") + command("device_add", arguments(road, "d", 5), "last")
     killed = await asyncio.create_subprocess_exec(sys.executable, "-S", "-E", "-c", CLIENT, str(path), text, "answered")
     assert await killed.wait() == -signal.SIGKILL
