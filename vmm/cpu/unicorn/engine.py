@@ -263,12 +263,12 @@ class UnicornEngine:
         """
         if self.running:
             raise EngineError("run called from a callback of a vCPU that runs")
+        if self.error is not None:
+            return ExitReason.ERROR  # before anything is loaded: a closed engine has no memory to load it into
         vcpu = self._vcpus[index]
         if self.loaded is not vcpu:
             self._switch(vcpu)
         self.current = index
-        if self.error is not None:
-            return ExitReason.ERROR
         control, words = self.control, self.cs_words
         while True:
             if control[thunk.STOP_KICK]:
@@ -352,7 +352,7 @@ class UnicornEngine:
 
     def invalidate(self, gpa: int, length: int) -> None:
         """Host code wrote guest RAM: forget translated code there."""
-        if length > 0:
+        if length > 0 and self.loaded is not None:
             self.library.tb_invalidate_phys_range(self.uc, gpa, gpa + length)
 
     def host_tsc(self) -> int:

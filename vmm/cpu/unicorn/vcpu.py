@@ -120,7 +120,7 @@ class UnicornVcpu:
             self._power_on(keep=False)
             # Code that was invalidated keeps its place in the translation buffer until the buffer is full; a guest
             # that is loaded anew at every reset would fill it. Not under the feet of another vCPU that runs.
-            if not self.engine.running:
+            if not self.engine.running and self.engine.loaded is not None:
                 self.engine.library.tb_flush(self.engine.cs)
 
     def init(self) -> None:
