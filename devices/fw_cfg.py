@@ -136,10 +136,6 @@ class FwCfg(Device):
         """A 64-bit number."""
         self.add_bytes(key, value.to_bytes(8, "little"))
 
-    def add_string(self, key: int, value: str) -> None:
-        """A string with its final NUL."""
-        self.add_bytes(key, value.encode() + b"\0")
-
     def add_file(
         self, name: str, data: bytes, writable: bool = False, changed: Callable[[], None] | None = None
     ) -> None:

@@ -408,10 +408,6 @@ class DelayedWork(Work):
             self.timer.arm(self.clock.now() + ns)
         return True
 
-    def is_armed(self) -> bool:
-        """Its timer may expire."""
-        return self.armed
-
     def expire(self) -> None:
         """The timer's callback: queue the work."""
         if self.armed:

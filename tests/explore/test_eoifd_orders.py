@@ -42,7 +42,7 @@ def binding(policy: str, close: bool = False, fires: bool = False, eoi_irqfds: t
             return LEFT
         if len(vm.gsis.notifiers.get(GSI, ())) != len(irqfds.eoifds):
             return "a notifier without an eoifd"
-        if not sources and (pin.sources or trigger.refs > 2 or eoi.refs > 2):
+        if not sources and (pin.held or trigger.refs > 2 or eoi.refs > 2):
             return "the line is high, or a reference is left"
         return None
 

@@ -43,7 +43,7 @@ def lifetime(close: bool = False, signals: int = 1) -> Scenario:
             return "an irqfd is left"
         if irqfds.resamplers or vm.gsis.notifiers:
             return "a resampler is left"
-        if pin.sources:
+        if pin.held:
             return "the line is high and nobody can lower it"
         if trigger.refs != (1 if close else 2) or resample.refs != 2:
             return "a context reference is left"

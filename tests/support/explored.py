@@ -5,59 +5,13 @@ from __future__ import annotations
 from devices.vfio_irqs import VfioIntx
 from vmm import order
 from vmm.explore.actors import Actor, Operation
+from vmm.explore.parts import GSI, LevelPin
 from vmm.kernel.eoifd import EoiIrqfds
 from vmm.kernel.files import EFD_NONBLOCK, DescriptorTable
 from vmm.kernel.gsi import KVM_IRQCHIP_IOAPIC, Route
 from vmm.kernel.irqfd import Irqfds, Resampler
 from vmm.kernel.kvm import Vm
-from vmm.order import Executor, Lock, State, WorkQueue
-
-GSI = 5
-
-
-class LevelPin(State):
-    """One level-triggered pin and the CPU behind it: the OR of the sources, one interrupt until its EOI."""
-
-    WIRING = ("acks", "lock")
-    VISIBLE = ("in_service", "requested", "sources")
-    __slots__ = (*WIRING, *VISIBLE)
-
-    def __init__(self) -> None:
-        self.acks = None
-        self.lock = Lock("pin", spin=True)
-        self.sources = 0
-        self.requested = False
-        """Delivered to the CPU, not taken yet."""
-        self.in_service = False
-
-    def set_irq(self, _pin: int, source: int, level: bool, _line_status: bool = False) -> int:
-        with self.lock:
-            if level:
-                self.sources |= 1 << source
-            else:
-                self.sources &= ~(1 << source)
-            self.evaluate()
-        return 1
-
-    def evaluate(self) -> None:
-        if self.sources and not self.in_service:
-            self.requested = True
-
-    def can_take(self) -> bool:
-        return self.requested and not self.in_service
-
-    def take(self) -> None:
-        self.requested, self.in_service = False, True
-
-    def is_in_service(self) -> bool:
-        return self.in_service
-
-    def eoi(self) -> None:
-        """Remote IRR stays set while the notifiers run, so what they assert is delivered afterwards."""
-        self.acks.notify_acked(GSI)
-        with self.lock:
-            self.in_service = False
-            self.evaluate()
+from vmm.order import Executor, State, WorkQueue
 
 
 class Hardware(State):
