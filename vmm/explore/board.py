@@ -31,7 +31,7 @@ from vmm.kernel.kvm import Vm
 from vmm.order import Executor, State, Violation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from vmm.explore.actors import Guard
     from vmm.explore.search import Check
@@ -105,7 +105,7 @@ class Call(State):
         for number in ("S9", "S20") if self.kind != "E-" else ("S20",):
             wrong = invariants.STEP[number](vm, ledger, step)
             if wrong:
-                raise Violation(number, self.ctx, f"{self.thread.results[-1]}: {wrong}")
+                self.board.report(Violation(number, self.ctx, f"{self.thread.results[-1]}: {wrong}"))
 
 
 class Acting:
@@ -228,9 +228,10 @@ class Eoi(State):
             return
         for ctx, count in zip(listeners, counts, strict=True):
             if ctx.count != count + 1:
-                raise Violation("S7", ctx, f"signalled {ctx.count - count} times at the EOI of the irqfd it listens to")
+                wrong = f"signalled {ctx.count - count} times at the EOI of the irqfd it listens to"
+                board.report(Violation("S7", ctx, wrong))
         if board.pin.held & mine:
-            raise Violation("S7", board, f"GSI {GSI} is held by {board.pin.held & mine:#x} after the EOI")
+            board.report(Violation("S7", board, f"GSI {GSI} is held by {board.pin.held & mine:#x} after the EOI"))
 
 
 class Board:
@@ -276,6 +277,8 @@ class Board:
         self._states: list[State] = []
         self.compare: Check | None = None
         """S3, for who explores two scenes: asked before the other invariants."""
+        self.notes: dict[str, str] | None = None
+        """Where what is wrong is noted, by its rule, and the search goes on. None: the first is reported."""
 
     def __repr__(self) -> str:
         return f"<board {self.vm.era.name}>"
@@ -421,36 +424,51 @@ class Board:
 
     # Judging.
 
+    def report(self, violation: Violation) -> None:
+        """An operation broke a rule: raise it, or note it and let the operation go on."""
+        if self.notes is None:
+            raise violation
+        self.notes.setdefault(violation.rule, str(violation))
+
     def wrong_at_rest(self) -> str | None:
-        """The invariants of a state, where nobody can act any more."""
+        """The invariants of a state, where nobody can act any more: the first that does not hold, or all in `notes`."""
+        for wrong in self._wrongs_at_rest():
+            if self.notes is None:
+                return wrong
+            self.notes.setdefault(wrong.partition(":")[0], wrong)
+        return None
+
+    def _wrongs_at_rest(self) -> Iterator[str]:
         if self.compare is not None:
             differs = self.compare()
             if differs is not None:
-                return differs
+                yield differs
         vm, ledger = self.vm, self.ledger()
         zombies = [] if self.merged else self._zombies(ledger)
         if zombies and ledger.policy is not None and not ledger.policy.unbinds_eoifds:
             nameless = [e for e in zombies if not self._removable(e.ctx, e.level_irqfd, ledger)]
             if nameless:
-                return f"S1: {nameless[0]!r} keeps source id {nameless[0].source.source}, and nobody can name it"
+                yield f"S1: {nameless[0]!r} keeps source id {nameless[0].source.source}, and nobody can name it"
         wanted = sum(1 << source for source in ledger.static)
         wanted |= sum(1 << i.source.source for i in invariants.level_irqfds(vm) if i.source is not None)
         wanted |= sum(1 << e.source.source for e in zombies if e.source is not None)
         extra = vm.gsis.sources.used & ~wanted
         if extra:
-            return f"S1: source ids {extra:#x} are in use and nobody has them"
+            yield f"S1: source ids {extra:#x} are in use and nobody has them"
         for number in ("S2", "S4", "S5", "S14"):
             wrong = invariants.STATE[number](vm, ledger)
             if number == "S5" and zombies and (self.pin.requested or self.pin.in_service):
                 continue  # the next EOI lowers it
             if wrong:
-                return f"{number}: {wrong}"
+                yield f"{number}: {wrong}"
         for hardware in self._assigned:
             ctx = hardware.intx.ctx
             waits = hardware.level and ctx is not None and ctx.masked and not hardware.intx.virq_disabled
             if waits and not (self.pin.held or self.pin.requested):
-                return f"L1: {hardware.name} wants service, and no interrupt is on its way"
-        return self._at_rest() if self._at_rest is not None else None
+                yield f"L1: {hardware.name} wants service, and no interrupt is on its way"
+        own = self._at_rest() if self._at_rest is not None else None
+        if own is not None:
+            yield own
 
     def _zombies(self, ledger: Ledger) -> list:  # type: ignore[type-arg]
         assert isinstance(self.vm.irqfds, EoiIrqfds)
