@@ -5,7 +5,8 @@ from __future__ import annotations
 from devices.vfio_irqs import VfioIntx
 from vmm import order
 from vmm.explore.actors import Actor, Operation
-from vmm.explore.parts import GSI, LevelPin
+from vmm.explore.chip import Chips
+from vmm.explore.parts import GSI
 from vmm.kernel.eoifd import EoiIrqfds
 from vmm.kernel.files import EFD_NONBLOCK, DescriptorTable
 from vmm.kernel.gsi import KVM_IRQCHIP_IOAPIC, Route
@@ -64,10 +65,10 @@ class Model:
         self.files = DescriptorTable()
         kind = type("ModelVm", (Vm,), {"__slots__": (), "irqfds_class": irqfds, "eoi_irqfds_class": eoi_irqfds})
         self.vm = kind(self.files, self.executor, era_name=era, policy_name=policy)
-        self.pin = LevelPin()
-        self.pin.acks = self.vm.ioapic_acks
-        self.vm.connect(chips={KVM_IRQCHIP_IOAPIC: self.pin})
+        chips = Chips(self.vm.trace, self.vm.irqfds.inject_queue)
+        self.vm.connect(chips.ioapic, bus=chips.bus)
         self.vm.set_gsi_routing([Route.irqchip(GSI, KVM_IRQCHIP_IOAPIC, GSI)])
+        self.pin = chips.pin(GSI)
         self.devices: list[Hardware] = []
         self.ctxs = []
 

@@ -16,10 +16,12 @@ import errno
 import sys
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
+from devices.ioapic_kvm import KvmIoApic
 from devices.vfio_irqs import VfioIntx
 from vmm.errors import UsageError
 from vmm.explore.actors import Actor, Operation
-from vmm.explore.parts import GSI, Hardware, LevelPin, Thread, Worker
+from vmm.explore.chip import Chips
+from vmm.explore.parts import GSI, Hardware, Thread, Worker
 from vmm.explore.search import Scenario
 from vmm.kernel import invariants
 from vmm.kernel.eoifd import KVM_EOIFD_FLAG_DEASSIGN, KVM_EOIFD_FLAG_LEVEL_IRQFD, KVM_IRQFD_FLAG_LEVEL, EoiIrqfds
@@ -48,6 +50,7 @@ class Parts(NamedTuple):
     eoi_irqfds: type[EoiIrqfds] = EoiIrqfds
     intx: type[VfioIntx] = VfioIntx
     ctx: type[EventfdCtx] = EventfdCtx
+    ioapic: type[KvmIoApic] = KvmIoApic
 
 
 class Call(State):
@@ -255,11 +258,11 @@ class Board:
         self.executor = Executor()
         self.files = DescriptorTable()
         self.vm = kind(self.files, self.executor, era_name=era, policy_name=policy, irqchip=irqchip)
-        self.pin = LevelPin()
-        self.pin.acks = self.vm.ioapic_acks
-        self.vm.connect(chips={KVM_IRQCHIP_IOAPIC: self.pin})
+        self.chips = Chips(self.vm.trace, self.vm.irqfds.inject_queue, parts.ioapic)
+        self.vm.connect(self.chips.ioapic, bus=self.chips.bus)
         if irqchip == "full":
             self.vm.set_gsi_routing([Route.irqchip(GSI, KVM_IRQCHIP_IOAPIC, GSI)])
+        self.pin = self.chips.pin(GSI)
         self.static = tuple(Ledger(self.vm).static)
         pool = self.vm.gsis.sources
         if sources is not None:

@@ -1,80 +1,18 @@
-"""What stands at both ends of the explored road: a level-triggered pin with a guest behind it, a device's pin."""
+"""What stands around the explored road: a device's interrupt pin, workers of queues, threads that make calls."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
 from vmm import order
-from vmm.order import Lock, State
+from vmm.order import State
 
 if TYPE_CHECKING:
     from devices.vfio_irqs import VfioIntx
-    from vmm.kernel.gsi import ChipAcks
     from vmm.order import Executor, WorkQueue
 
 GSI = 5
 """The one GSI of a board."""
-
-
-class LevelPin(State):
-    """One level-triggered pin and the CPU behind it: the OR of the sources, one interrupt until its EOI.
-
-    `held`: the sources that hold it high, a bit each. `requested`: delivered to the CPU and not taken yet.
-    """
-
-    WIRING: ClassVar[tuple[str, ...]] = ("acks", "lock")
-    VISIBLE: ClassVar[tuple[str, ...]] = ("held", "in_service", "requested")
-    __slots__ = (*WIRING, *VISIBLE)
-
-    acks: ChipAcks
-
-    def __init__(self) -> None:
-        self.lock = Lock("ioapic.lock", spin=True)
-        self.held = 0
-        self.requested = False
-        self.in_service = False
-
-    @property
-    def sources(self) -> tuple[int, ...]:
-        """`held` of each pin, as the IOAPIC has it."""
-        return (*(0,) * GSI, self.held)
-
-    def set_irq(self, pin: int, source: int, level: bool, line_status: bool = False) -> int:  # noqa: ARG002
-        """Drive the pin from a source."""
-        with self.lock:
-            if level:
-                self.held |= 1 << source
-            else:
-                self.held &= ~(1 << source)
-            self.evaluate()
-        return 1
-
-    def clear_irq(self, pin: int, source: int) -> bool:  # noqa: ARG002
-        """Let a source go; False if it held nothing."""
-        with self.lock:
-            had = bool(self.held >> source & 1)
-            self.held &= ~(1 << source)
-        return had
-
-    def evaluate(self) -> None:
-        """Deliver if the line is high and nothing is in service."""
-        if self.held and not self.in_service:
-            self.requested = True
-
-    def can_take(self) -> bool:
-        """The CPU would find an interrupt."""
-        return self.requested and not self.in_service
-
-    def take(self) -> None:
-        """The CPU takes it."""
-        self.requested, self.in_service = False, True
-
-    def eoi(self) -> None:
-        """Remote IRR stays set while the notifiers run, so what they assert is delivered afterwards."""
-        self.acks.notify_acked(GSI)
-        with self.lock:
-            self.in_service = False
-            self.evaluate()
 
 
 class Hardware(State):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from vmm.explore.parts import GSI, LevelPin
+from vmm.explore.chip import Chips
+from vmm.explore.parts import GSI
 from vmm.explore.scenes import Setup
 from vmm.explore.zoo import Bug
 from vmm.kernel.gsi import KVM_IRQCHIP_IOAPIC, Route
@@ -21,9 +22,10 @@ NOW = Setup("resample")
 
 def two_vms(board: Board) -> None:
     """Two VMs assign the same eventfd, then it is signalled."""
-    other, pin = Vm(board.files, board.executor, era_name=board.vm.era.name), LevelPin()
-    pin.acks = other.ioapic_acks
-    other.connect(chips={KVM_IRQCHIP_IOAPIC: pin})
+    other = Vm(board.files, board.executor, era_name=board.vm.era.name)
+    chips = Chips(other.trace, board.vm.irqfds.inject_queue)
+    other.connect(chips.ioapic, bus=chips.bus)
+    pin = chips.pin(GSI)
     other.set_gsi_routing([Route.irqchip(GSI, KVM_IRQCHIP_IOAPIC, GSI)])
     other.irqfds.inject_queue = board.vm.irqfds.inject_queue  # the host's, as in the kernel
     board.state(other, pin)
