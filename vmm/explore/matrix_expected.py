@@ -1,0 +1,329 @@
+"""What each rule should break in each scene, over all orders: written from the references before the search was asked.
+
+This is data, not a copy of what the model does. It was committed before the first run of `vintx explore --matrix`; a
+later change of an expectation wants a decision record in docs/adr. Where the search finds something else,
+docs/dispute.md says why.
+
+`row` is the row of docs/dispute.md that the scene of `vmm/explore/scenarios` plays in every order. Invariants are those
+of docs/explore.md: S1 and S5 in their strict forms, asked wherever nothing is queued or running, S1' where nobody can
+act any more (an id that is in use can be given back by somebody). Evidence as in `vmm/dispute/row.py`: S stated in the
+thread; E read in the source or a commit; K common knowledge of the kernel; R reconstructed.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from vmm.dispute.row import BUSY, FAILS, FOLLOWS, HOLDS, MERGED, POLICIES, REBINDS, TWO_OBJECTS, V5
+
+ZOMBIES: Final = (V5, BUSY, REBINDS, HOLDS)
+"""The rules under which a deassign leaves an eoifd its source."""
+
+
+class Verdict(NamedTuple):
+    """What the orders of a scene break under `policies`, and why that is expected."""
+
+    policies: tuple[str, ...]
+    breaks: tuple[str, ...]
+    grade: str
+    says: str
+
+
+class Case(NamedTuple):
+    """A scene with `sources` irq source ids to give out (None: all). Rules in no verdict: it cannot be said there."""
+
+    scenario: str
+    scene: str
+    row: str
+    ref: str
+    verdicts: tuple[Verdict, ...]
+    sources: int | None = 1
+
+    @property
+    def name(self) -> str:
+        """As `--matrix` names it."""
+        return f"{self.scenario}/{self.scene}"
+
+    def expected(self, policy: str) -> Verdict | None:
+        """The verdict under a rule, None if the scene cannot be said there."""
+        return next((verdict for verdict in self.verdicts if policy in verdict.policies), None)
+
+
+def _rest(*verdicts: Verdict, says: str, grade: str = "E", of: tuple[str, ...] = POLICIES) -> tuple[Verdict, ...]:
+    """The verdicts, and that the other rules break nothing."""
+    named = {policy for verdict in verdicts for policy in verdict.policies}
+    return (*verdicts, Verdict(tuple(policy for policy in of if policy not in named), (), grade, says))
+
+
+CASES: Final = (
+    Case(
+        "dispute",
+        "other-eventfd",
+        "a",
+        "M. S. Tsirkin, 18 Jul 2012: the counter-example, its calls in any order",
+        _rest(
+            Verdict(
+                (V5,),
+                ("S1", "S1'", "S20"),
+                "S",
+                "The eoifd keeps the id, so an assign fails that has nothing to do with it. Posted as it was, a close "
+                "of the eoifd is not noticed (K), and then nobody can give the id back.",
+            ),
+            Verdict(
+                (BUSY, REBINDS, HOLDS),
+                ("S1", "S20"),
+                "S",
+                "It is another eventfd, which fixing assign does not see; and a file that is held is not closed here.",
+            ),
+            says="An id lives exactly as long as its irqfd, or deassign is refused.",
+            grade="S",
+        ),
+    ),
+    Case(
+        "dispute",
+        "same-eventfd",
+        "a'",
+        "the same eventfd is assigned again while an eoifd names it, and fires",
+        _rest(
+            Verdict(
+                (V5, HOLDS), ("S1", "S7"), "S", "The new irqfd has a new id; the eoifd listens to the old one for ever."
+            ),
+            Verdict((BUSY, REBINDS), ("S1",), "S", "Refused, or bound again to the same id; the zombie keeps it."),
+            says="No eoifd is left that could listen to the wrong id.",
+            grade="S",
+        ),
+        sources=2,
+    ),
+    Case(
+        "dispute",
+        "close",
+        "b",
+        "the irqfd's eventfd is closed; compared with a deassign in its stead",
+        _rest(
+            Verdict(
+                (V5,),
+                ("S1", "S1'", "S5"),
+                "S",
+                "A zombie that nobody can name, and its line may be high. Deassign leaves the same: the difference is "
+                "only who can name it, so S3 holds.",
+            ),
+            Verdict((FAILS,), ("S1", "S3", "S5"), "S", "close(2) cannot be refused, so it is not deassign any more."),
+            Verdict((BUSY, REBINDS), ("S1", "S5"), "S", "A zombie; closing the eoifd would remove it."),
+            Verdict((HOLDS,), ("S3",), "S", "Its file is held, so the close is none, and deassign is one."),
+            says="Both go with the close as they would with a deassign.",
+            grade="S",
+        ),
+    ),
+    Case(
+        "dispute",
+        "close-both",
+        "b",
+        "both eventfds are closed by two threads; nothing may be left",
+        _rest(
+            Verdict((V5,), ("S1", "S1'"), "K", "The eoifd's close is not noticed: the id is lost until the VM goes."),
+            Verdict((FAILS, BUSY, REBINDS), ("S1",), "S", "Only between the two closes."),
+            says="The file that is held goes with the eoifd; or the eoifd with the irqfd; or there is one object.",
+            grade="R",
+        ),
+    ),
+    Case(
+        "dispute",
+        "assign-twice",
+        "c",
+        "two threads assign one eventfd at once",
+        _rest(says="The duplicate check looks at the context, under the lock that lists it."),
+        sources=2,
+    ),
+    Case(
+        "dispute",
+        "edge-again",
+        "d",
+        'M. S. Tsirkin: "you also would need to protect against someone binding an irqfd that is not level"',
+        _rest(
+            Verdict(
+                (V5, HOLDS),
+                ("S1",),
+                "S",
+                "The hole is there; that the zombie is not told of a foreign EOI is due to the asserted filter (R).",
+            ),
+            Verdict((BUSY, REBINDS), ("S1",), "S", "Refused whatever the flavour; the zombie is there all the same."),
+            says="No zombie.",
+            grade="S",
+        ),
+    ),
+    Case(
+        "dispute",
+        "edge-beside",
+        "d'",
+        "another, edge irqfd on the GSI of a bound pair, both fire",
+        _rest(says="The pulse is ORed with the level source, which stays until its own EOI.", grade="R"),
+    ),
+    Case(
+        "dispute",
+        "loop",
+        "e",
+        "the counter-example as a loop: two ids to give out, three turns",
+        _rest(
+            Verdict(ZOMBIES, ("S1", "S20"), "S", "Out of ids with no irqfd in sight."),
+            says="Never fails; or the pool is used up by irqfds that are there.",
+            grade="S",
+        ),
+        sources=2,
+    ),
+    Case(
+        "dispute",
+        "bind",
+        "f",
+        "assign, bind and deassign by three threads: the look-up and the binding are two steps",
+        _rest(
+            Verdict(ZOMBIES, ("S1",), "S", "As a; and the eoifd may be born an orphan."),
+            Verdict(
+                (FAILS,), ("S1",), "R", "Between look-up and binding nothing is bound, so deassign is not refused."
+            ),
+            says="A binding to an irqfd that went meanwhile is refused; or there is nothing to bind.",
+            grade="R",
+        ),
+        sources=2,
+    ),
+    Case(
+        "dispute",
+        "eoifd-of-edge",
+        "g",
+        "`if (!source) { ret = -EINVAL; goto fail; }` in the patch that the thread quotes",
+        (Verdict(TWO_OBJECTS, (), "S", "EINVAL, or ENODEV before there is an irqfd; nothing is left of either."),),
+    ),
+    Case(
+        "dispute",
+        "two-eoifds",
+        "h",
+        "follows from an asserted flag that belongs to the source",
+        _rest(
+            Verdict(TWO_OBJECTS, ("S7",), "R", "The first to be called clears the flag; the other one is never told."),
+            says="All members of the GSI are told.",
+        ),
+        sources=2,
+    ),
+    Case(
+        "dispute",
+        "eoifd-closed",
+        "i",
+        'A. Williamson: "it will still get de-assigned if they close the eoifd"',
+        _rest(
+            Verdict(
+                (V5,),
+                ("S3",),
+                "K",
+                "Posted as it was the close is not noticed: the line is lowered, and an eventfd is signalled that "
+                "nobody can read. A deassign would have removed it.",
+            ),
+            Verdict(
+                (FAILS, FOLLOWS, BUSY, REBINDS, HOLDS),
+                ("L5",),
+                "S",
+                "The irqfd stays, and nobody lowers what it asserts. Also where the eoifd follows its irqfd: the irqfd "
+                "does not follow the eoifd.",
+            ),
+            says="Closing a resamplefd disables nothing: the line falls.",
+        ),
+    ),
+    Case(
+        "dispute",
+        "eoifd-deassigned",
+        "i",
+        "the same with a deassign of the eoifd: half of a pair is no level interrupt",
+        _rest(
+            Verdict(TWO_OBJECTS, ("L5",), "R", "As the close, under every rule."),
+            says="It cannot be said: there is no second object.",
+        ),
+    ),
+    Case(
+        "dispute",
+        "vm-closed",
+        "j",
+        "kvm_irqfd_release, with an interrupt under way and a guest that still ends it",
+        _rest(says="All are torn down, and the work is waited for.", grade="R"),
+    ),
+    Case(
+        "dispute",
+        "deassign",
+        "k",
+        "the irqfd deassigned while its interrupt is under way; not put into words in the thread",
+        _rest(
+            Verdict(ZOMBIES, ("S1", "S5"), "R", "The eoifd keeps the source, and the source the line, until an EOI."),
+            says="Refused; or the line falls with the source; or the last of a GSI lowers the shared source.",
+            grade="R",
+        ),
+    ),
+    Case(
+        "dispute",
+        "eoifd-first",
+        "l",
+        "awilliam/qemu-vfio, ac8585b4ac: the order of QEMU's own INTx code, with an interrupt under way",
+        _rest(says="Nothing to argue about: the irqfd lowers the line as it goes.", grade="E"),
+    ),
+    Case(
+        "dispute",
+        "resamplefd-closed",
+        "i",
+        "Documentation/virt/kvm/api.rst: closing the resamplefd does not disable the irqfd; VFIO sees the hang-up",
+        (
+            Verdict(
+                (MERGED,),
+                ("L6",),
+                "E",
+                "KVM signals a context that VFIO does not listen to any more: the mask that the interrupt left stays.",
+            ),
+        ),
+        sources=None,
+    ),
+    Case(
+        "dispute",
+        "unmask",
+        "-",
+        "fef8f2b90edb (6.3): an unmask asks the resampler and clears IRR, while user space holds the line too",
+        _rest(
+            Verdict(
+                (MERGED,), ("S8",), "R", "IRR is cleared, and the bit of the other source stays in the pin's bitmap."
+            ),
+            says="Kernels of that time deliver what is pending at the unmask.",
+            grade="K",
+        ),
+    ),
+    Case(
+        "irqfd-life",
+        "deassign",
+        "k",
+        "Documentation/virt/kvm/api.rst, KVM_IRQFD",
+        (Verdict((MERGED,), (), "E", "One object: nothing to order."),),
+    ),
+    Case(
+        "irqfd-life",
+        "close",
+        "b",
+        "eventfd_release, irqfd_wakeup: POLLHUP",
+        (Verdict((MERGED,), (), "E", "As a deassign, but asynchronous."),),
+    ),
+    Case(
+        "irqfd-life",
+        "two-removers",
+        "b",
+        "irqfd_is_active under irqfds.lock",
+        (Verdict((MERGED, FOLLOWS), (), "E", "It is shut down once."),),
+    ),
+    Case(
+        "shared-gsi",
+        "early-eoi",
+        "-",
+        "irqfd_resampler_ack: de-assert once, then notify all",
+        (Verdict((MERGED,), (), "E", "What a notification provokes is not lowered again."),),
+        sources=None,
+    ),
+    Case(
+        "shared-gsi",
+        "unplug",
+        "-",
+        "irqfd_resampler_shutdown: only the last member lowers the line",
+        (Verdict((MERGED,), (), "E", "The neighbour's interrupt survives."),),
+        sources=None,
+    ),
+)
