@@ -38,11 +38,16 @@ class Operation(NamedTuple):
 
 
 class Actor(NamedTuple):
-    """A thread of the model: operations in order, or one again and again (`repeats`: a worker, a timer)."""
+    """A thread of the model: operations in order, or one again and again (`repeats`: a worker, a timer).
+
+    `fair`: if it can act all the time, it does. One that is not may stop for good between its operations, never in the
+    middle of one. It matters for liveness only.
+    """
 
     name: str
     operations: tuple[Operation, ...]
     repeats: bool = False
+    fair: bool = True
 
     def at(self, done: int) -> Operation:
         """The operation that comes after `done` others."""

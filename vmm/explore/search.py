@@ -6,23 +6,30 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.explore.actors import Actor, NotDeterministic, Stage, Standing
 from vmm.explore.heap import Arena
+from vmm.explore.liveness import Graph
 from vmm.order import State, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmm.explore.heap import Heap
+    from vmm.explore.liveness import Live
 
     Check = Callable[[], str | None]
 
 
 class Scenario(NamedTuple):
-    """What to explore. `always` is asked in every state, `at_rest` where nobody can act: a text says what is wrong."""
+    """What to explore. `always` is asked in every state, `at_rest` where nobody can act: a text says what is wrong.
+
+    `live`: names and goals, each a pure function of the state that is to be true again and again in every fair run; see
+    `vmm.explore.liveness`. Asked if nothing else is wrong.
+    """
 
     roots: tuple[State, ...]
     actors: tuple[Actor, ...]
     always: Check | None = None
     at_rest: Check | None = None
+    live: Live = ()
 
 
 class Finding(NamedTuple):
@@ -34,6 +41,8 @@ class Finding(NamedTuple):
     """The same way as numbers of actors."""
     cause: BaseException | None = None
     """What the code raised, if the rule is that it may not."""
+    loop: int | None = None
+    """Of a goal that need not come true: the steps from here on can be repeated for ever."""
 
     def __str__(self) -> str:
         return "\n".join([self.rule, *(f"  {n:3} {actor}: {step}" for n, (actor, step) in enumerate(self.trail, 1))])
@@ -71,6 +80,8 @@ def explore(scenario: Scenario, limit: int = 1_000_000, audit: bool = False) -> 
     seen: dict[bytes, tuple[bytes, int, str]] = {first.mark: (b"", -1, "")}
     level = [first]
     transitions = depth = ends = 0
+    graph = Graph(len(scenario.live)) if scenario.live else None
+    numbers = {first.mark: 0}
 
     def found(rule: str, mark: bytes, last: int = -1, cause: BaseException | None = None) -> Finding:
         steps = [] if last < 0 else [(last, "violates")]
@@ -98,6 +109,8 @@ def explore(scenario: Scenario, limit: int = 1_000_000, audit: bool = False) -> 
                     wrong = scenario.at_rest()
             if wrong is not None:
                 return result(found(wrong, node.mark))
+            if graph is not None:
+                graph.state(goal() for _, goal in scenario.live)
             for n in enabled:
                 transitions += 1
                 try:
@@ -114,11 +127,32 @@ def explore(scenario: Scenario, limit: int = 1_000_000, audit: bool = False) -> 
                 if mark not in seen:
                     seen[mark] = (node.mark, n, step)
                     following.append(_Node(heap, after, mark))
-                    if len(seen) >= limit:
-                        return result(None, complete=False)
+                    numbers[mark] = len(numbers)
+                if graph is not None:
+                    owed = scenario.actors[n].fair or node.standings[n].suspended is not None
+                    graph.edge(n, owed, numbers[mark])
+                if len(seen) >= limit:
+                    return result(None, complete=False)
         level = following
         depth += 1
-    return result(None)
+    return result(None if graph is None else _unfair(scenario, graph, list(numbers), found))
+
+
+def _unfair(
+    scenario: Scenario, graph: Graph, marks: list[bytes], found: Callable[[str, bytes], Finding]
+) -> Finding | None:
+    """A goal that need not come true again."""
+    for goal, (name, _) in enumerate(scenario.live):
+        lasso = graph.lasso(goal)
+        if lasso is None:
+            continue
+        if not lasso.cycle:
+            return found(f"{name}: not so where nobody can act any more", marks[lasso.start])
+        text = f"{name}: need not come true again: {len(lasso.cycle)} steps that can be repeated for ever"
+        stem = found(text, marks[lasso.start])
+        around = tuple((scenario.actors[n].name, "") for n in lasso.cycle)
+        return stem._replace(trail=stem.trail + around, choices=stem.choices + lasso.cycle, loop=len(stem.choices))
+    return None
 
 
 def set_up(scenario: Scenario) -> Stage:

@@ -1,0 +1,81 @@
+"""What must happen again and again: loops that are fair, loops that are not, and ends."""
+
+from __future__ import annotations
+
+from vmm.explore.actors import Actor, Operation
+from vmm.explore.search import Scenario, explore
+from vmm.order import State
+
+
+class Ring(State):
+    """Two who hand a token to each other, and a third who may take it away."""
+
+    VISIBLE = ("at", "goal")
+    __slots__ = VISIBLE
+
+    def __init__(self) -> None:
+        self.at = 0
+        self.goal = False
+
+    def forth(self) -> None:
+        self.at = 1
+
+    def back(self) -> None:
+        self.at = 0
+
+    def is_here(self) -> bool:
+        return self.at == 0
+
+    def is_there(self) -> bool:
+        return self.at == 1
+
+    def take_away(self) -> None:
+        self.at = 2
+        self.goal = True
+
+    def is_reached(self) -> bool:
+        return self.goal
+
+
+def ring(fair: bool | None = None, only_there: bool = False):
+    """`fair`: of the third, who may take the token away; None: there is no third."""
+    token = Ring()
+    actors = [
+        Actor("a", (Operation("forth", token.forth, token.is_here),), repeats=True),
+        Actor("b", (Operation("back", token.back, token.is_there),), repeats=True),
+    ]
+    if fair is not None:
+        take = Operation("take", token.take_away, token.is_there if only_there else None)
+        actors.append(Actor("c", (take,), fair=fair))
+    return explore(Scenario((token,), tuple(actors), live=(("goal", token.is_reached),))).finding
+
+
+def test_loop_of_fair_actors_without_the_goal_is_a_lasso():
+    finding = ring()
+    assert finding.rule.startswith("goal: need not come true again")
+    assert finding.loop == 0
+    assert [name for name, _ in finding.trail] == ["a", "b"]
+
+
+def test_actor_who_can_always_end_the_loop_does_so_if_it_is_fair():
+    assert ring(fair=True) is None
+
+
+def test_actor_that_nobody_makes_may_let_the_loop_go_on():
+    finding = ring(fair=False)
+    assert finding is not None
+    assert finding.loop == 0
+
+
+def test_weak_fairness_owes_nothing_to_who_is_able_only_now_and_then():
+    finding = ring(fair=True, only_there=True)
+    assert finding is not None
+
+
+def test_end_without_the_goal_is_found_by_the_shortest_way():
+    token = Ring()
+    actors = (Actor("a", (Operation("forth", token.forth),)), Actor("b", (Operation("back", token.back),)))
+    finding = explore(Scenario((token,), actors, live=(("goal", token.is_here),))).finding
+    assert finding.rule == "goal: not so where nobody can act any more"
+    assert finding.loop is None
+    assert finding.choices == (1, 0)
