@@ -12,35 +12,30 @@ docs/explore.md is the guide.
 
 from __future__ import annotations
 
-import errno
-import sys
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from devices.ioapic_kvm import KvmIoApic
 from devices.vfio_irqs import VfioIntx
 from vmm.errors import UsageError
 from vmm.explore.actors import Actor, Operation
+from vmm.explore.calls import Acting
 from vmm.explore.chip import Chips
 from vmm.explore.parts import GSI, Hardware, Thread, Worker
 from vmm.explore.search import Scenario
 from vmm.kernel import invariants
-from vmm.kernel.eoifd import KVM_EOIFD_FLAG_DEASSIGN, KVM_EOIFD_FLAG_LEVEL_IRQFD, KVM_IRQFD_FLAG_LEVEL, EoiIrqfds
+from vmm.kernel.eoifd import KVM_EOIFD_FLAG_LEVEL_IRQFD, KVM_IRQFD_FLAG_LEVEL, EoiIrqfds
 from vmm.kernel.files import DescriptorTable, EventfdCtx, EventFile
 from vmm.kernel.gsi import KVM_IRQCHIP_IOAPIC, Route
-from vmm.kernel.invariants import Ledger, Step, View
-from vmm.kernel.irqfd import KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE, Irqfds
+from vmm.kernel.invariants import Ledger
+from vmm.kernel.irqfd import KVM_IRQFD_FLAG_RESAMPLE, Irqfds
 from vmm.kernel.kvm import Vm
 from vmm.order import Executor, State, Violation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from vmm.explore.actors import Guard
     from vmm.explore.search import Check
     from vmm.order import WorkQueue
-
-Kind = Literal["I+", "I-", "E+", "E-", "C", "SIG", "EOI", "VM", ""]
-_UNSEEN = View((), ())
 
 
 class Parts(NamedTuple):
@@ -51,190 +46,6 @@ class Parts(NamedTuple):
     intx: type[VfioIntx] = VfioIntx
     ctx: type[EventfdCtx] = EventfdCtx
     ioapic: type[KvmIoApic] = KvmIoApic
-
-
-class Call(State):
-    """One operation of a thread. `where`: file and line of the scenario that wrote it."""
-
-    WIRING: ClassVar[tuple[str, ...]] = ("board", "ctx", "function", "kind", "text", "thread", "where")
-    __slots__ = WIRING
-
-    def __init__(
-        self,
-        board: Board,
-        thread: Thread,
-        text: str,
-        function: Callable[[], object],
-        kind: Kind = "",
-        ctx: EventfdCtx | None = None,
-    ) -> None:
-        self.board = board
-        self.thread = thread
-        self.text = text
-        self.function = function
-        self.kind = kind
-        self.ctx = ctx
-        frame = sys._getframe(1)
-        while frame.f_globals.get("__name__") == __name__ and frame.f_back is not None:
-            frame = frame.f_back
-        self.where = frame.f_code.co_filename, frame.f_lineno
-
-    def perform(self) -> None:
-        """Do it. The errno of a call of the kernel's interface is a result; a scenario's own function has none."""
-        thread = self.thread
-        thread.busy = True
-        began = self.board.finished() if self.board.is_quiet(1) else -1
-        error = 0
-        if self.kind:
-            try:
-                self.function()
-            except OSError as refused:
-                error = refused.errno or errno.EIO
-        else:
-            self.function()
-        thread.busy = False
-        thread.results = (*thread.results, f"{self.text} = {errno.errorcode[error] if error else 'ok'}")
-        if began + 1 == self.board.finished() and self.board.is_quiet():
-            self.judge(error)
-
-    def judge(self, error: int) -> None:
-        """What the invariants say of this one operation. Nobody else did anything meanwhile, or is about to."""
-        if self.kind in ("", "EOI", "SIG", "VM"):
-            return
-        vm = self.board.vm
-        ledger = self.board.ledger()
-        kind: invariants.Kind = self.kind  # type: ignore[assignment]
-        step = Step(kind, error, _UNSEEN, _UNSEEN, self.ctx, None, GSI)
-        for number in ("S9", "S20") if self.kind != "E-" else ("S20",):
-            wrong = invariants.STEP[number](vm, ledger, step)
-            if wrong:
-                self.board.report(Violation(number, self.ctx, f"{self.thread.results[-1]}: {wrong}"))
-
-
-class Acting:
-    """What a scenario tells a thread to do, call by call. `any_order`: the search also chooses the order of the calls.
-
-    The eventfds are named; a name is opened when it is used first, by the thread that sets the board up.
-    """
-
-    def __init__(self, board: Board, thread: Thread, any_order: bool) -> None:
-        self._board = board
-        self._thread = thread
-        self._any_order = any_order
-        self._operations: list[Operation] = []
-
-    def _call(
-        self, text: str, function: Callable[[], object], kind: Kind = "", name: str = "", when: Guard | None = None
-    ) -> None:
-        if self._any_order:
-            if when is not None:
-                raise UsageError(f"{text}: a thread whose calls come in any order takes no `when`")
-            when = self._thread.is_idle
-        call = Call(self._board, self._thread, text, function, kind, self._board.ctx(name) if name else None)
-        self._operations.append(Operation(text, call.perform, when))
-
-    def actors(self) -> tuple[Actor, ...]:
-        """As the search wants them: a thread, or one for each call if they come in any order."""
-        if self._any_order:
-            return tuple(Actor(self._thread.name, (operation,)) for operation in self._operations)
-        return (Actor(self._thread.name, tuple(self._operations)),) if self._operations else ()
-
-    # The interface of the kernel.
-
-    def assign(self, name: str, eoi: str = "", edge: bool = False, when: Guard | None = None) -> None:
-        """KVM_IRQFD: bind eventfd `name` to the GSI. Under the policy `resample`, `eoi` is its resamplefd; under the
-        others, where an eoifd is bound by a call of its own, it does not count.
-        """
-        board, fd = self._board, self._board.fd(name)
-        flags, resamplefd = (0 if edge else KVM_IRQFD_FLAG_LEVEL), 0
-        text = f"I+ {name}{' edge' if edge else ''}"
-        if board.merged:
-            flags = KVM_IRQFD_FLAG_RESAMPLE if eoi and not edge else 0
-            resamplefd = board.fd(eoi) if flags else 0
-            text += f" {eoi}" if flags else ""
-        self._call(text, lambda: board.vm.irqfd(fd, GSI, flags, resamplefd), "I+", name, when)
-
-    def deassign(self, name: str, when: Guard | None = None) -> None:
-        """KVM_IRQFD with KVM_IRQFD_FLAG_DEASSIGN."""
-        board, fd = self._board, self._board.fd(name)
-        self._call(f"I- {name}", lambda: board.vm.irqfd(fd, GSI, KVM_IRQFD_FLAG_DEASSIGN), "I-", name, when)
-
-    def eoifd(self, name: str, irqfd: str, when: Guard | None = None) -> None:
-        """KVM_EOIFD: tell `name` of the EOIs of the irqfd of `irqfd`. Left out under `resample`: assign did it."""
-        board, fd, other = self._board, self._board.fd(name), self._board.fd(irqfd)
-        if not board.merged:
-            flags = KVM_EOIFD_FLAG_LEVEL_IRQFD
-            self._call(f"E+ {name} {irqfd}", lambda: board.vm.eoifd(fd, flags, other), "E+", name, when)
-
-    def deassign_eoifd(self, name: str, irqfd: str, when: Guard | None = None) -> None:
-        """KVM_EOIFD with KVM_EOIFD_FLAG_DEASSIGN. Left out under `resample`."""
-        board, fd, other = self._board, self._board.fd(name), self._board.fd(irqfd)
-        if not board.merged:
-            flags = KVM_EOIFD_FLAG_LEVEL_IRQFD | KVM_EOIFD_FLAG_DEASSIGN
-            self._call(f"E- {name} {irqfd}", lambda: board.vm.eoifd(fd, flags, other), "E-", name, when)
-
-    def close(self, name: str, when: Guard | None = None) -> None:
-        """close(2) of the descriptor."""
-        board, fd = self._board, self._board.fd(name)
-        self._call(f"C {name}", lambda: board.files.close(fd), "C", name, when)
-
-    def signal(self, name: str, when: Guard | None = None) -> None:
-        """eventfd_signal by whoever holds the context: also after the descriptor was closed."""
-        self._call(f"SIG {name}", self._board.held(name).signal, "SIG", name, when)
-
-    def close_vm(self, when: Guard | None = None) -> None:
-        """close(2) of the VM's descriptor."""
-        self._call("VM", self._board.vm.close, "VM", "", when)
-
-    # The guest and the devices.
-
-    def assert_intx(self, device: str, when: Guard | None = None) -> None:
-        """The device wants service."""
-        self._call(f"{device} asserts", self._board.device(device).assert_intx, "", "", when)
-
-    def interrupt(self, serve: bool = False) -> None:
-        """A CPU takes the GSI's interrupt, lets every device be served if `serve`, and ends it."""
-        board = self._board
-
-        def handle() -> None:
-            board.pin.take()
-            if serve:
-                for hardware in board.devices:
-                    hardware.serve()
-
-        self._call("take, serve" if serve else "take", handle, "", "", board.pin.can_take)
-        self._call("EOI", Eoi(board).end, "EOI")
-
-    def run(self, text: str, function: Callable[[], object], when: Guard | None = None) -> None:
-        """Anything. What it raises is a fault of the scenario, unless the kernel's code raised it."""
-        self._call(text, function, "", "", when)
-
-
-class Eoi(State):
-    """The guest's EOI, and S7: who listens to what it ended is told once."""
-
-    WIRING: ClassVar[tuple[str, ...]] = ("board",)
-    __slots__ = WIRING
-
-    def __init__(self, board: Board) -> None:
-        self.board = board
-
-    def end(self) -> None:
-        """End the interrupt in service."""
-        board = self.board
-        quiet = board.is_quiet(1)
-        finished = board.finished()
-        listeners, mine = board.listeners() if quiet else ((), 0)
-        counts = tuple(ctx.count for ctx in listeners)
-        board.pin.eoi()
-        if not quiet or finished != board.finished() or not board.is_quiet(1):
-            return
-        for ctx, count in zip(listeners, counts, strict=True):
-            if ctx.count != count + 1:
-                wrong = f"signalled {ctx.count - count} times at the EOI of the irqfd it listens to"
-                board.report(Violation("S7", ctx, wrong))
-        if board.pin.held & mine:
-            board.report(Violation("S7", board, f"GSI {GSI} is held by {board.pin.held & mine:#x} after the EOI"))
 
 
 class Board:

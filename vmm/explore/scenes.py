@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vmm.errors import UsageError, VintxError
 from vmm.explore.actors import NotDeterministic
-from vmm.explore.board import Board, Call, Parts
+from vmm.explore.board import Board, Parts
+from vmm.explore.calls import Call
 from vmm.explore.search import Scenario, explore
 from vmm.kernel.policies import POLICIES
 
