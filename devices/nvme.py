@@ -8,7 +8,7 @@ Ref: NVM Express Base Specification 1.4; identity as QEMU's `nvme`.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from devices import nvme_registers as r
 from devices.device import Property
@@ -23,6 +23,7 @@ from vmm.trace import Event
 
 if TYPE_CHECKING:
     from devices.device import Board
+    from vmm.block_graph import BlockGraph
     from vmm.clock import Timer
 
 BAR_SIZE = 0x4000
@@ -92,7 +93,7 @@ class PciNvmeErrFatal(Event):
 
 
 class Nvme(PciDevice):
-    """`-device nvme,serial=S,x-image=PATH`: BAR0 is the registers and the doorbells.
+    """`-device nvme,serial=S,drive=ID`: BAR0 is the registers and the doorbells.
 
     The image is flushed and closed at unplug. ConfigError if it cannot be opened; InUse if another device or process
     has it.
@@ -104,7 +105,8 @@ class Nvme(PciDevice):
     properties = (
         *PciDevice.properties,
         Property("serial", "str", None, "serial number, up to 20 characters", required=True),
-        Property("x-image", "str", None, "path of the disk image", required=True),
+        Property("drive", "str", None, "drive or block node of the disk"),
+        Property("x-image", "str", None, "path of the disk image, instead of a drive"),
         Property("x-readonly", "bool", False, "open the image for reading only"),
         Property("logical_block_size", "size", 512, "A power of two between 512 B and 2 MiB"),
         Property("max_ioqpairs", "uint32", 64, "I/O queue pairs"),
@@ -136,8 +138,11 @@ class Nvme(PciDevice):
         serial, block = self.serial, self.values["logical_block_size"]
         if not serial or len(serial) > 20 or not (serial.isascii() and serial.isprintable()):
             raise PropertyError(f"serial '{serial}': 1 to 20 printable ASCII characters", self.driver, "serial")
-        if self.values["x-image"] is None:
-            raise PropertyError("x-image property not set", self.driver, "x-image")
+        drive, path = self.values["drive"], self.values["x-image"]
+        if drive is None and path is None:
+            raise PropertyError("drive property not set; it names a -drive or -blockdev", self.driver, "drive")
+        if drive is not None and path is not None:
+            raise PropertyError("drive= and x-image= exclude each other", self.driver, "drive")
         if not 512 <= block <= 1 << 21 or block & (block - 1):
             raise PropertyError(
                 f"Property {self.driver}.logical_block_size doesn't take value {block} "
@@ -158,7 +163,7 @@ class Nvme(PciDevice):
         """Open the image, take slot and line."""
         super().realize(board)
         block = self.values["logical_block_size"]
-        image = FileImage(self.values["x-image"], self.values["x-readonly"], block)
+        image = self._open(block)
         self.holdings.hold("image", image.path, lambda: self._close(image))
         self.buffers = GuestBuffers(self)
         self.namespace = Namespace(image, block, self.buffers, self.max_transfer)
@@ -166,6 +171,16 @@ class Nvme(PciDevice):
         self._timer = board.clock.timer(f"{self.path}/queues", self._work)
         self.holdings.hold("timer", "nvme", self._timer.cancel)
         self.register_bar(0, IoRegion("nvme-bar0", BAR_SIZE, self._read, self._write), mem64=True)
+
+    def _open(self, block: int) -> FileImage:
+        drive, readonly = self.values["drive"], self.values["x-readonly"]
+        if drive is None:
+            return FileImage(self.values["x-image"], readonly, block)
+        blocks: BlockGraph | None = getattr(self.board, "blocks", None)
+        if blocks is None:
+            raise PropertyError("there are no drives here; give x-image=PATH", self.driver, "drive")
+        # What it is to a namespace, a FileImage is too.
+        return cast("FileImage", blocks.use(drive, self.path, readonly or blocks.readonly(drive), block))
 
     @staticmethod
     def _close(image: FileImage) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from machine import plug
 from machine.registry import device_type, machine_type
+from vmm.block_graph import BlockGraph
 from vmm.clock import HostClock, VirtualClock
 from vmm.errors import ConfigError, QmpError
 from vmm.lifecycle import Holdings, Ledger
@@ -74,6 +75,8 @@ class MachineConfig:
     """COM1 to COM4; None: the port is not there."""
     chardevs: dict[str, CharBackend] = field(default_factory=dict)
     """Character devices that devices name by id."""
+    blocks: BlockGraph = field(default_factory=BlockGraph)
+    """Drives and block nodes that devices name by id. The machine closes them at its end."""
     cpu_model: str | None = None
     cpu_options: dict[str, str] = field(default_factory=dict)
     """Features of the CPU, `on` or `off`."""
@@ -126,6 +129,7 @@ class Machine:
         self.unattached: list[Device] = []
         """Devices of the board, in the order of their making."""
         self.objects: dict[str, Any] = {}
+        self.blocks = self.config.blocks
         self.buses: dict[str, plug.Bus] = {}
         self._anonymous_numbers = itertools.count()
         self.warnings: list[str] = []
@@ -330,6 +334,7 @@ class Machine:
         for device in reversed(self.unattached):
             device.unrealize()
         self.unattached.clear()
+        self.blocks.close()
         self.holdings.close()
 
     # Devices and objects.

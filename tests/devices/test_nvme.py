@@ -402,7 +402,7 @@ def test_image_of_a_plugged_controller_is_in_use_and_the_failed_plug_holds_nothi
         ({"mdts": 0}, "between 1 and 13"),
         ({"mdts": 14}, "between 1 and 13"),
         ({"mdts": 1, "logical_block_size": 16384}, "at least a block"),
-        ({"x-image": None}, "x-image property not set"),
+        ({"x-image": None}, "drive property not set"),
     ],
 )
 def test_property_that_cannot_be_is_refused(values, says):
