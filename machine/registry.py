@@ -57,9 +57,12 @@ _DEVICES = {
     "qemu64-x86_64-cpu": "machine.processor:X86Cpu",
     "vfio-pci": "devices.vfio_pci:VfioPci",
     "vfio-user-pci": "devices.vfio_user_pci:VfioUserPci",
+    "virtio-rng-pci": "devices.virtio.rng:VirtioRng",
 }
 _OBJECTS = {
     "memory-backend-ram": "devices.memory_backend:MemoryBackendRam",
+    "rng-builtin": "devices.rng_backend:RngBuiltin",
+    "rng-random": "devices.rng_backend:RngRandom",
     "vfio-host-device": "devices.vfio_host:VfioHostDevice",
 }
 _MACHINES = {"pc": "machine.pc:PcMachine", "none": "machine.none:NoneMachine"}
