@@ -254,6 +254,7 @@ class IoApic(order.State):
 
     personality = ""
     window_size = 0x100
+    max_successive_eois: ClassVar[int] = MAX_SUCCESSIVE_EOIS
 
     def __init__(
         self,

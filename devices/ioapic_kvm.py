@@ -25,7 +25,6 @@ from devices.ioapic import (
     LEVEL,
     LOGICAL,
     MASKED,
-    MAX_SUCCESSIVE_EOIS,
     PINS,
     REMOTE_IRR,
     VECTOR,
@@ -208,7 +207,7 @@ class KvmIoApic(IoApic):
             self.eoi_runs[pin] = 0
             return
         self.eoi_runs[pin] += 1
-        if self.eoi_runs[pin] == MAX_SUCCESSIVE_EOIS:
+        if self.eoi_runs[pin] == self.max_successive_eois:
             # Linux 184564efae4d: let the guest make progress.
             self.eoi_runs[pin] = 0
             self.eoi_inject.schedule_after(EOI_DELAY_NS)

@@ -27,7 +27,6 @@ from devices.ioapic import (
     LEVEL,
     LOGICAL,
     MASKED,
-    MAX_SUCCESSIVE_EOIS,
     PINS,
     REMOTE_IRR,
     VECTOR,
@@ -182,7 +181,7 @@ class QemuIoApic(IoApic):
             self.eoi_runs[pin] = 0
             return
         self.eoi_runs[pin] += 1
-        if self.eoi_runs[pin] >= MAX_SUCCESSIVE_EOIS:
+        if self.eoi_runs[pin] >= self.max_successive_eois:
             self.eoi_runs[pin] = 0
             self.eoi_inject.schedule_after(EOI_DELAY_NS)
             if self.trace.on:

@@ -15,12 +15,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from devices.ioapic_kvm import KvmIoApic
+from devices.ioapic_qemu import QemuIoApic
 from devices.vfio_irqs import VfioIntx
 from vmm.errors import UsageError
 from vmm.explore.actors import Actor, Operation
 from vmm.explore.calls import Acting
 from vmm.explore.chip import Chips
-from vmm.explore.parts import GSI, Hardware, Thread, Worker
+from vmm.explore.parts import GSI, Guest, Hardware, Thread, Timer, Worker
 from vmm.explore.search import Scenario
 from vmm.kernel import invariants
 from vmm.kernel.eoifd import KVM_EOIFD_FLAG_LEVEL_IRQFD, KVM_IRQFD_FLAG_LEVEL, EoiIrqfds
@@ -32,8 +33,9 @@ from vmm.kernel.kvm import Vm
 from vmm.order import Executor, State, Violation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from devices.ioapic import IoApic
     from vmm.explore.search import Check
     from vmm.order import WorkQueue
 
@@ -45,12 +47,15 @@ class Parts(NamedTuple):
     eoi_irqfds: type[EoiIrqfds] = EoiIrqfds
     intx: type[VfioIntx] = VfioIntx
     ctx: type[EventfdCtx] = EventfdCtx
-    ioapic: type[KvmIoApic] = KvmIoApic
+    ioapic: type[IoApic] | None = None
+    """None: the kernel's, or QEMU's if the irqchip is split."""
+    chips: type[Chips] = Chips
 
 
 class Board:
     """See the module. `policy` and `era`: irqfd-policy and irqfd-era; `sources`: how many irq source ids there are to
-    give out (all that there are, if None); `parts`: classes other than the real ones.
+    give out (all that there are, if None); `parts`: classes other than the real ones; `scale`: scenes may be that much
+    larger than they are shipped. With a split irqchip the I/O APIC is QEMU's, in user space.
 
     ConfigError, UsageError for what is not there.
     """
@@ -62,17 +67,24 @@ class Board:
         sources: int | None = None,
         parts: Parts = Parts(),  # noqa: B008
         irqchip: Literal["full", "split"] = "full",
+        scale: int = 1,
     ) -> None:
+        self.scale = scale
         slots = {"__slots__": (), "irqfds_class": parts.irqfds, "eoi_irqfds_class": parts.eoi_irqfds}
         kind: type[Vm] = type("BoardVm", (Vm,), slots)
         self.parts = parts
         self.executor = Executor()
         self.files = DescriptorTable()
         self.vm = kind(self.files, self.executor, era_name=era, policy_name=policy, irqchip=irqchip)
-        self.chips = Chips(self.vm.trace, self.vm.irqfds.inject_queue, parts.ioapic)
-        self.vm.connect(self.chips.ioapic, bus=self.chips.bus)
+        ioapic = parts.ioapic or (KvmIoApic if irqchip == "full" else QemuIoApic)
+        # A class of its own, so that a scene may set its limits.
+        self.chip_class: type[IoApic] = type("BoardIoApic", (ioapic,), {"__slots__": (), "WIRING": ()})
+        self.chips = parts.chips(self.vm.trace, self.vm.irqfds.inject_queue, self.chip_class)
         if irqchip == "full":
+            self.vm.connect(self.chips.ioapic, bus=self.chips.bus)
             self.vm.set_gsi_routing([Route.irqchip(GSI, KVM_IRQCHIP_IOAPIC, GSI)])
+        else:
+            self.vm.connect(bus=self.chips.bus)
         self.pin = self.chips.pin(GSI)
         self.static = tuple(Ledger(self.vm).static)
         pool = self.vm.gsis.sources
@@ -89,6 +101,8 @@ class Board:
         self._always: Check | None = None
         self._at_rest: Check | None = None
         self._states: list[State] = []
+        self._guests: list[Actor] = []
+        self._live: list[tuple[str, Callable[[], bool]]] = []
         self.compare: Check | None = None
         """S3, for who explores two scenes: asked before the other invariants."""
         self.notes: dict[str, str] | None = None
@@ -159,6 +173,27 @@ class Board:
         """Ask `check` wherever nobody can act any more."""
         self._at_rest = check
 
+    def live(self, rule: str, goal: Callable[[], bool]) -> None:
+        """`goal` (pure) comes true again and again, whatever happens; else `rule` is broken."""
+        self._live.append((rule, goal))
+
+    def guest(self, serve: bool = True) -> None:
+        """A CPU that takes each interrupt there is, lets the devices be served if `serve`, and ends it: for ever."""
+        guest = Guest(self.pin, tuple(self.devices) if serve else ())
+        self._states.append(guest)
+        self._guests.append(Actor("guest", (Operation("interrupt", guest.interrupt, self.pin.can_take),), repeats=True))
+
+    def throttle(self, limit: int) -> None:
+        """So many EOIs in a row with the line high delay the next delivery, until a timer that may expire any time."""
+        self.chip_class.max_successive_eois = limit
+        timer = Timer(self.chips.ioapic.eoi_inject)
+        self._states.append(timer)
+        self._guests.append(Actor("timer", (Operation("expire", timer.expire, timer.is_armed),), repeats=True))
+
+    def another_cpu(self) -> int:
+        """One more CPU: its number."""
+        return self.chips.add_cpu()
+
     def state(self, *objects: State) -> None:
         """Objects of the scenario's own that operations change."""
         self._states += objects
@@ -223,6 +258,16 @@ class Board:
                 found += listening
         return tuple(found), mine
 
+    def strangers(self) -> tuple[EventfdCtx, ...]:
+        """Eoifds whose irqfd went, and whose irqfd's eventfd has another one now: no EOI concerns them."""
+        irqfds = self.vm.irqfds
+        if not isinstance(irqfds, EoiIrqfds):
+            return ()
+        now = {id(item.ctx): getattr(item, "source", None) for item in irqfds.items}
+        return tuple(
+            e.ctx for e in irqfds.eoifds if id(e.level_irqfd) in now and now[id(e.level_irqfd)] is not e.source
+        )
+
     def ledger(self) -> Ledger:
         """What a user knows, as far as it can be told from the state."""
         ledger = Ledger(self.vm)
@@ -269,7 +314,7 @@ class Board:
         extra = vm.gsis.sources.used & ~wanted
         if extra:
             yield f"S1: source ids {extra:#x} are in use and nobody has them"
-        for number in ("S2", "S4", "S5", "S14"):
+        for number in ("S2", "S4", "S5", "S8", "S12", "S14"):
             wrong = invariants.STATE[number](vm, ledger)
             if number == "S5" and zombies and (self.pin.requested or self.pin.in_service):
                 continue  # the next EOI lowers it
@@ -295,12 +340,18 @@ class Board:
             return False
         return irqfd not in ledger.closed or (ledger.policy is not None and ledger.policy.notices_close)
 
+    def line_is_high(self) -> bool:
+        """Somebody wants service now: a device behind VFIO, or user space by KVM_IRQ_LINE."""
+        return any(hardware.level for hardware in self.devices) or bool(self.pin.held & 1)
+
     def describe(self) -> str:
         """Pin, source ids and bindings in a few words, for stories."""
         pin, irqfds = self.pin, self.vm.irqfds
         words = [f"held by {self._ids(pin.held)}" if pin.held else "low"]
         words += ["requested"] if pin.requested else []
         words += ["in service"] if pin.in_service else []
+        words += ["remote IRR"] if pin.remote_irr and not (pin.requested or pin.in_service) else []
+        words += ["masked"] if pin.masked else []
         used = self.vm.gsis.sources.used & ~sum(1 << source for source in self.static)
         text = f"pin {', '.join(words)}; ids {self._ids(used) or '-'}"
         names = {id(ctx): name for name, ctx in self._ctxs.items()}
@@ -322,6 +373,7 @@ class Board:
         actors = [actor for acting in self._acting.values() for actor in acting.actors()]
         if not actors:
             raise UsageError("nobody acts: give the board a thread, and the thread a call")
+        actors += self._guests
         queues: list[tuple[str, WorkQueue]] = [
             ("cleanup", self.vm.irqfds.cleanup_queue),
             ("inject", self.vm.irqfds.inject_queue),
@@ -332,4 +384,5 @@ class Board:
             run = Operation("work", Worker(self.executor, queue).run, queue.has_next)
             actors.append(Actor(name, (run,), repeats=True))
         roots = (self.vm, self.files, self.executor, self.pin, *self._threads.values(), *self._ctxs.values())
-        return Scenario((*roots, *self.devices, *self._states), tuple(actors), self._always, self.wrong_at_rest)
+        states = (*roots, *self.devices, *self._states)
+        return Scenario(states, tuple(actors), self._always, self.wrong_at_rest, tuple(self._live))

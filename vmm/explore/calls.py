@@ -11,6 +11,7 @@ from vmm.explore.actors import Actor, Operation
 from vmm.explore.parts import GSI, Thread
 from vmm.kernel import invariants
 from vmm.kernel.eoifd import KVM_EOIFD_FLAG_DEASSIGN, KVM_EOIFD_FLAG_LEVEL_IRQFD, KVM_IRQFD_FLAG_LEVEL
+from vmm.kernel.gsi import KVM_IRQCHIP_IOAPIC, Route
 from vmm.kernel.invariants import Step, View
 from vmm.kernel.irqfd import KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE
 from vmm.order import State, Violation
@@ -166,18 +167,49 @@ class Acting:
         """The device wants service."""
         self._call(f"{device} asserts", self._board.device(device).assert_intx, "", "", when)
 
-    def interrupt(self, serve: bool = False) -> None:
+    def interrupt(self, serve: bool = False, cpu: int = 0) -> None:
         """A CPU takes the GSI's interrupt, lets every device be served if `serve`, and ends it."""
+        self.take(serve, cpu)
+        self.eoi(cpu)
+
+    def take(self, serve: bool = False, cpu: int = 0) -> None:
+        """The first half of it."""
         board = self._board
 
         def handle() -> None:
-            board.pin.take()
+            board.pin.take(cpu)
             if serve:
                 for hardware in board.devices:
                     hardware.serve()
 
-        self._call("take, serve" if serve else "take", handle, "", "", board.pin.can_take)
-        self._call("EOI", Eoi(board).end, "EOI")
+        text = "take, serve" if serve else "take"
+        self._call(text + _on(cpu), handle, "", "", lambda: board.pin.can_take(cpu))
+
+    def eoi(self, cpu: int = 0) -> None:
+        """The second half."""
+        self._call("EOI" + _on(cpu), Eoi(self._board, cpu).end, "EOI")
+
+    def serve(self, device: str) -> None:
+        """A device's driver runs: it lets its line go."""
+        self._call(f"serve {device}", self._board.device(device).serve)
+
+    def mask(self) -> None:
+        """The guest masks the pin."""
+        self._call("mask", self._board.pin.mask)
+
+    def unmask(self) -> None:
+        """The guest unmasks the pin; S11 is asked of what is delivered then."""
+        self._call("unmask", Unmask(self._board).write)
+
+    def line(self, level: int) -> None:
+        """KVM_IRQ_LINE of the GSI, which is source 0."""
+        board = self._board
+        self._call(f"line {level}", lambda: board.vm.irq_line(GSI, level))
+
+    def reroute(self, pin: int, gsi: int = GSI) -> None:
+        """KVM_SET_GSI_ROUTING: `pin` of the I/O APIC belongs to `gsi` from now on, and no other pin to any."""
+        board, routes = self._board, [Route.irqchip(gsi, KVM_IRQCHIP_IOAPIC, pin)]
+        self._call(f"route {gsi} to pin {pin}", lambda: board.vm.set_gsi_routing(routes))
 
     def run(self, text: str, function: Callable[[], object], when: Guard | None = None) -> None:
         """Anything. What it raises is a fault of the scenario, unless the kernel's code raised it."""
@@ -187,11 +219,12 @@ class Acting:
 class Eoi(State):
     """The guest's EOI, and S7: who listens to what it ended is told once."""
 
-    WIRING: ClassVar[tuple[str, ...]] = ("board",)
+    WIRING: ClassVar[tuple[str, ...]] = ("board", "cpu")
     __slots__ = WIRING
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Board, cpu: int = 0) -> None:
         self.board = board
+        self.cpu = cpu
 
     def end(self) -> None:
         """End the interrupt in service."""
@@ -200,7 +233,9 @@ class Eoi(State):
         finished = board.finished()
         listeners, mine = board.listeners() if quiet else ((), 0)
         counts = tuple(ctx.count for ctx in listeners)
-        board.pin.eoi()
+        strangers = board.strangers() if quiet else ()
+        told = tuple(ctx.count for ctx in strangers)
+        board.pin.eoi(self.cpu)
         if not quiet or finished != board.finished() or not board.is_quiet(1):
             return
         for ctx, count in zip(listeners, counts, strict=True):
@@ -209,3 +244,32 @@ class Eoi(State):
                 board.report(Violation("S7", ctx, wrong))
         if board.pin.held & mine:
             board.report(Violation("S7", board, f"GSI {GSI} is held by {board.pin.held & mine:#x} after the EOI"))
+        for ctx, count in zip(strangers, told, strict=True):
+            if ctx.count != count:
+                wrong = (
+                    "told of an EOI, though the eventfd that it names has another irqfd than the one it was bound to"
+                )
+                board.report(Violation("S6", ctx, wrong))
+
+
+class Unmask(State):
+    """The guest's unmask, and S11: what is delivered by it is of a line that is high now."""
+
+    WIRING: ClassVar[tuple[str, ...]] = ("board",)
+    __slots__ = WIRING
+
+    def __init__(self, board: Board) -> None:
+        self.board = board
+
+    def write(self) -> None:
+        """Unmask the pin."""
+        board = self.board
+        stale = board.is_quiet(1) and not board.line_is_high() and not board.pin.requested
+        finished = board.finished()
+        board.pin.unmask()
+        if stale and board.pin.requested and finished == board.finished() and board.is_quiet(1):
+            board.report(Violation("S11", board, "an unmask delivers an interrupt, and no line is high"))
+
+
+def _on(cpu: int) -> str:
+    return f" on CPU {cpu}" if cpu else ""

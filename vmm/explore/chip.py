@@ -14,6 +14,7 @@ from devices.lapic import LocalApic
 from vmm.order import State
 
 if TYPE_CHECKING:
+    from devices.ioapic import IoApic
     from vmm.order import WorkQueue
     from vmm.trace import Trace
 
@@ -46,13 +47,22 @@ class Chips(State):
     WIRING: ClassVar[tuple[str, ...]] = ("bus", "ioapic", "lapics")
     __slots__ = WIRING
 
-    def __init__(self, trace: Trace, queue: WorkQueue, kind: type[KvmIoApic] = KvmIoApic, cpus: int = 1) -> None:
+    lapic_class: ClassVar[type[LocalApic]] = LocalApic
+
+    def __init__(self, trace: Trace, queue: WorkQueue, kind: type[IoApic] = KvmIoApic) -> None:
         self.bus = ApicBus(trace)
         self.ioapic = kind(self.bus, None, trace, queue=queue)
-        self.lapics = tuple(LocalApic(n, Cpu(), self.bus, None, trace, suppress_eoi=True) for n in range(cpus))
-        for lapic in self.lapics:
-            lapic.write(lapic_registers.SVR, 0x1FF)
+        self.lapics: tuple[LocalApic, ...] = ()
+        self.add_cpu()
+
+    def add_cpu(self) -> int:
+        """One more CPU, its local APIC software-enabled: its number."""
+        number = len(self.lapics)
+        lapic = self.lapic_class(number, Cpu(), self.bus, None, self.bus.trace, suppress_eoi=True)
+        lapic.write(lapic_registers.SVR, 0x1FF)
+        self.lapics = (*self.lapics, lapic)
         self.settle()
+        return number
 
     def settle(self) -> None:
         """Make the tables that are made when they are first asked for, so that a search does not find them twice."""

@@ -9,7 +9,8 @@ from vmm.order import State
 
 if TYPE_CHECKING:
     from devices.vfio_irqs import VfioIntx
-    from vmm.order import Executor, WorkQueue
+    from vmm.explore.chip import ApicPin
+    from vmm.order import DelayedWork, Executor, WorkQueue
 
 GSI = 5
 """The one GSI of a board."""
@@ -77,6 +78,45 @@ class Worker(State):
     def run(self) -> None:
         """Take one work and run it."""
         self.executor.run_next(self.queue)
+
+
+class Guest(State):
+    """A CPU that goes on for ever: takes an interrupt, serves, ends it."""
+
+    WIRING: ClassVar[tuple[str, ...]] = ("devices", "pin")
+    __slots__ = WIRING
+
+    def __init__(self, pin: ApicPin, devices: tuple[Hardware, ...]) -> None:
+        self.pin = pin
+        self.devices = devices
+
+    def interrupt(self) -> None:
+        """One of them."""
+        self.pin.take()
+        i = 0
+        while i < len(self.devices):
+            self.devices[i].serve()
+            i += 1
+        point("guest.served", self)
+        self.pin.eoi()
+
+
+class Timer(State):
+    """The timer of a delayed work: once armed it may expire at any time."""
+
+    WIRING: ClassVar[tuple[str, ...]] = ("work",)
+    __slots__ = WIRING
+
+    def __init__(self, work: DelayedWork) -> None:
+        self.work = work
+
+    def is_armed(self) -> bool:
+        """It would expire some time."""
+        return self.work.armed
+
+    def expire(self) -> None:
+        """It does."""
+        self.work.expire()
 
 
 class Thread(State):

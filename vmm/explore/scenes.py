@@ -60,10 +60,11 @@ class Setup(NamedTuple):
     sources: int | None = None
     parts: Parts = REAL
     irqchip: Literal["full", "split"] = "full"
+    scale: int = 1
 
     def board(self) -> Board:
         """A board of this kind. ConfigError, UsageError."""
-        return Board(self.policy, self.era, self.sources, self.parts, self.irqchip)
+        return Board(self.policy, self.era, self.sources, self.parts, self.irqchip, self.scale)
 
 
 class Outcome(NamedTuple):

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from vmm.kernel.files import EventfdCtx
     from vmm.kernel.kvm import Vm
 
+_REMOTE_IRR, _LEVEL = 1 << 14, 1 << 15
+"""Of a redirection entry. Ref: 82093AA, 3.2.4"""
+
 Kind = Literal["I+", "I-", "E+", "E-", "C", "D", "SIG", "EOI", "VM"]
 """Assign and deassign an irqfd and an eoifd; close, dup and write an eventfd; the guest's EOI; the VM's last close."""
 
@@ -229,13 +232,29 @@ def s5(vm: Vm, ledger: Ledger) -> str:
 def s8(vm: Vm, ledger: Ledger) -> str:  # noqa: ARG001
     """Level OR: a level pin's IRR is set exactly while some source holds the pin.
 
-    Not after an unmask that asked a resampler instead: there the bit is cleared and the sources stay (kernel 6.3).
+    But an unmask that asked a resampler instead clears the bit and leaves its source (kernel 6.3): source 1, alone.
     """
     chip = vm.gsis.chips.get(KVM_IRQCHIP_IOAPIC)
     irr: int = getattr(chip, "irr", 0)
+    asked = 1 << KVM_IRQFD_RESAMPLE_IRQ_SOURCE_ID if vm.era.resample_on_unmask else 0
     for pin, (entry, sources) in enumerate(zip(getattr(chip, "redir", ()), getattr(chip, "sources", ()), strict=True)):
-        if entry & 0x8000 and bool(irr >> pin & 1) != bool(sources):
+        pending = bool(irr >> pin & 1)
+        if entry & _LEVEL and pending != bool(sources) and (pending or sources != asked):
             return f"pin {pin}: IRR {irr >> pin & 1}, sources {sources:#x}"
+    return ""
+
+
+def s12(vm: Vm, ledger: Ledger) -> str:  # noqa: ARG001
+    """Remote IRR discipline: a pin that waits for an EOI has its vector in some CPU's IRR or ISR.
+
+    Not if the guest gave the pin another vector in service, or suppressed the broadcast: then it is the guest's to end.
+    """
+    chip = vm.gsis.chips.get(KVM_IRQCHIP_IOAPIC)
+    lapics = getattr(vm.bus, "lapics", ())
+    for pin, entry in enumerate(getattr(chip, "redir", ())):
+        waits = entry & (_LEVEL | _REMOTE_IRR) == _LEVEL | _REMOTE_IRR
+        if waits and not any((lapic.irr | lapic.isr) >> (entry & 0xFF) & 1 for lapic in lapics):
+            return f"pin {pin} waits for an EOI of vector {entry & 0xFF:#x}, which no CPU has"
     return ""
 
 
@@ -353,6 +372,7 @@ STATE: Final[Mapping[str, Callable[[Vm, Ledger], str]]] = {
     "S4": s4,
     "S5": s5,
     "S8": s8,
+    "S12": s12,
     "S14": s14,
 }
 STEP: Final[Mapping[str, Callable[[Vm, Ledger, Step], str]]] = {
@@ -366,7 +386,6 @@ STEP: Final[Mapping[str, Callable[[Vm, Ledger, Step], str]]] = {
 ELSEWHERE: Final[Mapping[str, str]] = {
     "S3": "compares two runs: `s3`, with `vmm/dispute/stage.py`",
     "S11": "no phantom at unmask: the IOAPIC's tests and recordings",
-    "S12": "remote IRR discipline: the IOAPIC's tests and recordings",
     "S13": "quiesce before free: `order.Violation` as it happens (`wait-entry-never-added`, `use-after-free`)",
     "S15": "lock discipline: `order.Violation` under the explorer",
     "S16": "bounded and total: whatever is not an OSError of the operation is a failure, in every driver",
