@@ -236,7 +236,7 @@ class FwCfg(Device):
     def _transfer(self, gpa: int) -> None:
         self.dma_address = 0
         memory = self.board.memory
-        if gpa + DmaAccess.sizeof() > memory.size:
+        if memory.locate(gpa, DmaAccess.sizeof()) < 0:
             return  # the guest cannot be told
         access = DmaAccess.parse(memory.read(gpa, DmaAccess.sizeof()))
         control = access.control
@@ -256,7 +256,7 @@ class FwCfg(Device):
 
     def _dma_read(self, address: int, length: int) -> bool:
         memory = self.board.memory
-        if address + length > memory.size:
+        if memory.locate(address, length) < 0:
             return False
         data = self._current.data[self.offset : self.offset + length] if self._current is not None else b""
         memory.write(address, data)
@@ -269,7 +269,7 @@ class FwCfg(Device):
         item = self._current
         if item is None or not item.writable or self.offset + length > len(item.data):
             return False
-        if address + length > self.board.memory.size:
+        if self.board.memory.locate(address, length) < 0:
             return False
         item.data[self.offset : self.offset + length] = self.board.memory.read(address, length)
         self.offset += length

@@ -13,6 +13,8 @@ from devices import nvme_registers as r
 from vmm.memory import GuestMemory
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from devices.pci.device import PciDevice
     from vmm.block import FileImage
 
@@ -123,19 +125,19 @@ class Memory(Protocol):
 class GuestBuffers:
     """Guest memory as a controller reaches it: PRPs in, bytes in and out."""
 
-    __slots__ = ("_device", "_limit", "_memory", "page")
+    __slots__ = ("_device", "_locate", "_memory", "page")
 
     def __init__(self, device: PciDevice) -> None:
         self._device = device
         self._memory: Memory = device.board.memory
-        # Memory of another process has no size; what it lacks reads as ones and is lost when written.
-        self._limit: int = getattr(self._memory, "size", 1 << 64)
+        # Of another process' memory nobody here knows the map; what it lacks reads as ones and is lost when written.
+        self._locate: Callable[[int, int], int] = getattr(self._memory, "locate", lambda _address, _length: 0)
         self.page = 4096
         """Memory page size (CC.MPS), in bytes."""
 
     def reachable(self, address: int, length: int) -> bool:
         """Whether all of it is memory and the controller may master the bus."""
-        return address + length <= self._limit and self._device.bus_master
+        return self._locate(address, length) >= 0 and self._device.bus_master
 
     def read(self, address: int, length: int) -> bytes | None:
         """Bytes of the guest; None if they cannot be reached."""
@@ -214,7 +216,7 @@ class GuestBuffers:
         if isinstance(memory, GuestMemory):
             view = memory.view
             try:
-                image.read(offset, [view[address : address + length] for address, length in segments])
+                image.read(offset, [view[at : at + length] for at, length in self._located(memory, segments)])
             finally:
                 if memory.on_write is not None:
                     for address, length in segments:
@@ -227,11 +229,16 @@ class GuestBuffers:
             memory.write(address, data[done : done + length])
             done += length
 
+    @staticmethod
+    def _located(memory: GuestMemory, segments: Segments) -> Segments:
+        """The segments as places in `view`. PRP lists were checked to lie in RAM."""
+        return [(memory.locate(address, length), length) for address, length in segments]
+
     def drain(self, image: FileImage, offset: int, segments: Segments) -> None:
         """Write the segments to an image. OSError if the host fails."""
         memory = self._memory
         if isinstance(memory, GuestMemory):
             view = memory.view
-            image.write(offset, [view[address : address + length] for address, length in segments])
+            image.write(offset, [view[at : at + length] for at, length in self._located(memory, segments)])
         else:
             image.write(offset, [memory.read(address, length) for address, length in segments])

@@ -79,7 +79,7 @@ class PcTestdev(Device):
     def _flush(self, _offset: int, _size: int, value: int) -> None:
         memory = self.board.memory
         page = value & ~(PAGE - 1)
-        if memory.on_write is not None and page < memory.size:
+        if memory.on_write is not None and memory.locate(page, PAGE) >= 0:
             memory.on_write(page, PAGE)
 
     def _irq(self, offset: int, _size: int, value: int) -> None:

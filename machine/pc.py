@@ -80,6 +80,7 @@ class PcMachine(Machine):
     max_cpus = 64
     properties = (
         Property("kernel-irqchip", "str", None, "on, off or split; the chips are ours under every engine"),
+        Property("x-unpack-kernel", "bool", True, "off: a Linux bzImage unpacks itself in the guest"),
         Property("pit", "bool", True, "off: there is no 8254"),
         Property("ioapic", "str", None, "whose IOAPIC: kvm (version 0x11) or qemu (version 0x20)"),
         Property("irqfd-era", "str", None, "how the kernel's irqfd behaved when: v5, 3.8, 5.11, 6.3, 6.18 (default)"),
@@ -101,7 +102,13 @@ class PcMachine(Machine):
             raise ConfigError(f"ioapic={personality}: use kvm or qemu")
         self._boot: BootState
         if config.kernel is not None:
-            self._boot = loader.prepare(config.kernel, config.initrd, config.append, config.ram_size)
+            self._boot = loader.prepare(
+                config.kernel,
+                config.initrd,
+                config.append,
+                config.ram_size,
+                unpack_here=self.values["x-unpack-kernel"],
+            )
         elif config.initrd is not None or config.append:
             raise ConfigError("-append and -initrd only allowed with -kernel option")
         else:
@@ -166,7 +173,9 @@ class PcMachine(Machine):
         if self.config.accel == "tcg":
             from vmm.cpu.unicorn.engine import UnicornEngine
 
-            engine = UnicornEngine(self.memory.ram, self.config.ram_size, self.config.cpus, self.processors)
+            engine = UnicornEngine(
+                self.memory.ram, self.config.ram_size, self.config.cpus, self.processors, below=self.memory.below
+            )
             self.engine = engine
             self.holdings.hold("engine", engine.name, engine.close)
             self.warnings += model.missing(lambda leaf: engine.cpuid_table.get(leaf, 0, osxsave=True))
@@ -293,11 +302,11 @@ class PcMachine(Machine):
         for processor in self.processors.all:
             processor.lapic.reset()
         registers = None
-        self.rtc.set_memory(self.config.ram_size)
+        self.rtc.set_memory(self.memory.below, self.memory.above)
         self.rtc.set_cpus(self.config.cpus)
         self.rtc.set_equipment(self._boot_order)
         if self.config.accel != "qtest":
-            firmware.run(self.processors)
+            firmware.run(self.processors, sum(self.memory.ranges()[-1]) if self.memory.above else firmware.HIGH_BASE)
             for piece in acpi.tables(self.config.cpus):
                 self.memory.write(piece.address, piece.data)
             for address, length in self._boot.place(self.memory.view):

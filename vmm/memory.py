@@ -13,10 +13,15 @@ from typing import TYPE_CHECKING
 from vmm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 ALL_ONES = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFF_FFFF, 8: 0xFFFF_FFFF_FFFF_FFFF}
 PAGE_SHIFT = 12
+FOUR_GIB = 1 << 32
+PCI_HOLE = 0xE000_0000
+"""From here to 4 GiB are PCI memory, the interrupt controllers and the firmware: no RAM."""
+SPLIT_BELOW = 0xC000_0000
+"""RAM below 4 GiB in a machine that has some above. Ref: QEMU's pc, max-ram-below-4g."""
 _LARGE = 1 << 24
 """Regions from this size on are kept in a list: a page table of them would cost more than it saves."""
 
@@ -268,39 +273,84 @@ def _rank(mapping: Mapping) -> tuple[int, int]:
     return (-mapping.priority, -mapping.serial)
 
 
-class GuestMemory:
-    """RAM from guest-physical address 0, and the way devices reach memory (DMA).
+def split_ram(size: int) -> tuple[int, int]:
+    """How many of `size` bytes of RAM begin at address 0, and how many at 4 GiB, as QEMU's `pc` has it.
 
-    `ram` is an anonymous shared-nothing mapping of `size` bytes. Engines map the same pages; `on_write(gpa, length)`
-    tells them that the host wrote there, so that they forget translated code.
+    Up to 3.5 GiB all are below the window of 32-bit PCI memory; of more, 3 GiB are, and the rest is above 4 GiB.
+    """
+    below = size if size < PCI_HOLE else SPLIT_BELOW
+    return below, size - below
+
+
+class GuestMemory:
+    """RAM from guest-physical address 0, more of it at 4 GiB, and the way devices reach memory (DMA).
+
+    `ram` is an anonymous shared-nothing mapping of `size` bytes whose pages take memory once they are used: the
+    `below` bytes that the guest has from address 0, and behind them the `above` bytes that it has from 4 GiB. `view`
+    is all of it; `locate` says where in it an address is. Engines map the same pages; `on_write(gpa, length)` tells
+    them that the host wrote there, so that they forget translated code.
     """
 
-    __slots__ = ("on_write", "ram", "size", "view")
+    __slots__ = ("above", "below", "on_write", "ram", "size", "view")
 
     def __init__(self, size: int) -> None:
         if size <= 0 or size % mmap.PAGESIZE:
             raise ConfigError(f"RAM of {size} bytes: the size must be a positive multiple of {mmap.PAGESIZE}")
         self.size = size
-        self.ram = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.below, self.above = split_ram(size)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+        try:
+            self.ram = mmap.mmap(-1, size, flags=flags)
+        except (OSError, OverflowError) as error:
+            raise ConfigError(f"RAM of {size} bytes: the host has not that much address space ({error})") from error
         self.view = memoryview(self.ram)
         self.on_write: Callable[[int, int], None] | None = None
 
+    def locate(self, gpa: int, length: int) -> int:
+        """Where in `view` the `length` bytes at `gpa` are; -1 if not all of them are RAM, in one piece."""
+        if 0 <= gpa <= self.below - length:
+            return gpa
+        if self.above and FOUR_GIB <= gpa <= FOUR_GIB + self.above - length:
+            return gpa - FOUR_GIB + self.below
+        return -1
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """(address, length) of each piece of RAM, in order of address."""
+        pieces = [(0, self.below)]
+        if self.above:
+            pieces.append((FOUR_GIB, self.above))
+        return pieces
+
     def read(self, gpa: int, length: int) -> bytes:
         """Bytes at `gpa`; what lies outside RAM reads as all ones."""
-        end = gpa + length
-        if gpa >= 0 and end <= self.size:
-            return bytes(self.view[gpa:end])
-        inside = bytes(self.view[gpa : self.size]) if 0 <= gpa < self.size else b""
-        return inside + b"\xff" * (length - len(inside))
+        at = self.locate(gpa, length)
+        if at >= 0:
+            return bytes(self.view[at : at + length])
+        data = bytearray(b"\xff") * length
+        for start, end, at in self._inside(gpa, length):
+            data[start:end] = self.view[at : at + end - start]
+        return bytes(data)
 
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
         """Store bytes at `gpa`; what lies outside RAM is lost."""
-        end = min(gpa + len(data), self.size)
-        if gpa < 0 or end <= gpa:
+        length = len(data)
+        at = self.locate(gpa, length)
+        if at >= 0:
+            self.view[at : at + length] = data
+            if self.on_write is not None and length:
+                self.on_write(gpa, length)
             return
-        self.view[gpa:end] = data[: end - gpa]
-        if self.on_write is not None:
-            self.on_write(gpa, end - gpa)
+        for start, end, at in self._inside(gpa, length):
+            self.view[at : at + end - start] = data[start:end]
+            if self.on_write is not None:
+                self.on_write(gpa + start, end - start)
+
+    def _inside(self, gpa: int, length: int) -> Iterator[tuple[int, int, int]]:
+        """The parts of an access that are RAM: (first and end offset in the access, place in `view`)."""
+        for base, size, at in ((0, self.below, 0), (FOUR_GIB, self.above, self.below)):
+            start, end = max(gpa, base), min(gpa + length, base + size)
+            if start < end and gpa >= 0:
+                yield start - gpa, end - gpa, at + start - base
 
     def close(self) -> None:
         """Give the pages back. Views that others hold must be gone first (BufferError)."""

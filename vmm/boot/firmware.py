@@ -94,8 +94,9 @@ class Bar(NamedTuple):
 class Firmware:
     """One run of it over `bus`. After `run`, `assigned` tells what each BAR got: {(devfn, offset): address}."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, high_base: int = HIGH_BASE) -> None:
         self._bus = bus
+        self._high_base = high_base
         self.assigned: dict[tuple[int, int], int] = {}
         self.unassigned: list[Bar] = []
         """BARs for which no window has room; they stay as reset left them."""
@@ -173,7 +174,7 @@ class Firmware:
         memory = [bar for bar in bars if not bar.io]
         if self._place_low(memory):
             return
-        self._fill([bar for bar in memory if bar.wide], HIGH_BASE, 1 << 40, HIGH_ALIGN)
+        self._fill([bar for bar in memory if bar.wide], self._high_base, 1 << 40, HIGH_ALIGN)
         low = sorted((bar for bar in memory if not bar.wide), key=_room)
         while not self._place_low(low):
             self.unassigned.append(low.pop())
@@ -256,8 +257,8 @@ def _alignment(bars: list[Bar]) -> int:
     return max(map(_room, bars), default=1)
 
 
-def run(bus: Bus) -> Firmware:
-    """Do all that firmware does; the result says which BAR got which address."""
-    firmware = Firmware(bus)
+def run(bus: Bus, high_base: int = HIGH_BASE) -> Firmware:
+    """Do all that firmware does; the result says which BAR got which address. `high_base`: above all RAM."""
+    firmware = Firmware(bus, high_base)
     firmware.run()
     return firmware

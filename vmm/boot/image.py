@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from vmm.boot.e820 import low_ram
 from vmm.cpu.engine import Registers, Segment
 from vmm.errors import BootError
 
@@ -73,10 +74,11 @@ def check_layout(pieces: Iterable[Piece], ram_size: int, path: str) -> tuple[Pie
     """The pieces in order of address. BootError if one leaves RAM or two overlap."""
     ordered = tuple(sorted((p for p in pieces if p.length), key=lambda p: (p.address, p.end)))
     before: Piece | None = None
+    ram_end = low_ram(ram_size)
     for item in ordered:
-        if item.address < 0 or item.end > ram_size:
+        if item.address < 0 or item.end > ram_end:
             raise BootError(
-                f"{item.what} needs {item.address:#x}-{item.end - 1:#x}, but RAM ends at {ram_size:#x}:"
+                f"{item.what} needs {item.address:#x}-{item.end - 1:#x}, but RAM ends at {ram_end:#x}:"
                 " give the machine more memory (-m)",
                 path,
             )

@@ -1,23 +1,44 @@
-"""Linux kernels in bzImage form, by the 32-bit boot protocol.
+"""Linux kernels: a bzImage, or the vmlinux inside it, by the 64-bit boot protocol, else by the 32-bit one.
 
-Ref: Linux Documentation/arch/x86/boot.rst ("32-bit boot protocol") and zero-page.rst.
+A bzImage is a program that unpacks a kernel. Unpacking here takes a tenth of a second; in the guest, whose code and
+data share writable and executable pages then, it takes several.
+Ref: Linux Documentation/arch/x86/boot.rst ("32-bit boot protocol", "64-bit boot protocol") and zero-page.rst.
 """
 
 from __future__ import annotations
 
+import struct
+from typing import Any
+
 from construct import Bytes, Const, Int8ul, Int16ul, Int32ul, Int64ul, Struct
 
+from vmm.boot import elf
 from vmm.boot.acpi import RSDP_ADDRESS
-from vmm.boot.e820 import EXTENDED, memory_map
-from vmm.boot.image import LOADER_PAGES, BootState, Piece, check_layout, flat_registers, gdt_piece, piece
+from vmm.boot.e820 import EXTENDED, low_ram, memory_map
+from vmm.boot.image import (
+    GDT_OFFSET,
+    LOADER_PAGES,
+    PAGE,
+    BootState,
+    Piece,
+    check_layout,
+    flat_registers,
+    gdt_piece,
+    piece,
+)
 from vmm.boot.pvh import COMMAND_LINE_ADDRESS, command_line_piece, place_initrd
+from vmm.boot.unpack import unpack
+from vmm.cpu.engine import Segment
 from vmm.errors import BootError
 
 SETUP_HEADER = 0x1F1
 HDRS = 0x202
 MAGIC = b"HdrS"
 SECTOR = 512
+HEADER_END = 0x268
+KERNEL_VERSION = 0x20E
 PARAMS_ADDRESS = 0x10000
+PAGE_TABLES = 0x60000
 PARAMS_SIZE = 0x1000
 PARAMS_RSDP = 0x070
 PARAMS_E820_ENTRIES = 0x1E8
@@ -26,6 +47,14 @@ BOOT_CS = 0x10
 LOADED_HIGH = 0x01
 CAN_USE_HEAP = 0x80
 LOADER_UNKNOWN = 0xFF
+XLF_KERNEL_64 = 0x01
+CR0_PG = 1 << 31
+CR4_PAE = 1 << 5
+EFER_LME = 1 << 8
+PTE_PRESENT, PTE_WRITABLE, PTE_LARGE = 0x01, 0x02, 0x80
+LONG_CODE_FLAGS = 0x00AF9A00
+LONG_CODE = (0x00AF9A000000FFFF).to_bytes(8, "little")
+FLAT_DATA_DESCRIPTOR = (0x00CF92000000FFFF).to_bytes(8, "little")
 OLDEST = 0x0202
 """Protocol 2.02 (Linux 2.4): the first with a command-line pointer and a kernel at 1 MiB."""
 
@@ -78,11 +107,66 @@ def is_linux(data: bytes) -> bool:
     return data[HDRS : HDRS + 4] == MAGIC
 
 
-def load(data: bytes, path: str, initrd: str | None, cmdline: str, ram_size: int) -> BootState:
-    """Lay out a bzImage, its initrd and its command line; the CPU starts at the 32-bit entry, ESI = boot_params.
+def version(data: bytes, path: str) -> str:
+    """The version string of a bzImage; its first word is what `uname -r` says. BootError if there is none."""
+    start = int.from_bytes(data[KERNEL_VERSION : KERNEL_VERSION + 2], "little") + SECTOR
+    text, end, _ = data[start : start + SECTOR].partition(b"\0")
+    if not is_linux(data) or start == SECTOR or not end or not text.strip():
+        raise BootError("not a Linux bzImage that tells its version", path)
+    return text.decode("ascii", "replace")
+
+
+def load(
+    data: bytes, path: str, initrd: str | None, cmdline: str, ram_size: int, *, unpack_here: bool = True
+) -> BootState:
+    """Lay out a bzImage, its initrd and its command line.
+
+    The kernel inside is unpacked here and entered in 64-bit mode, RSI = boot_params. Where that cannot be (a 32-bit
+    kernel, a format whose package is missing), or with `unpack_here` off, the CPU starts at the 32-bit entry, ESI =
+    boot_params, and the kernel unpacks itself.
 
     BootError when the kernel is too old, cut short, or something does not fit.
     """
+    setup = _setup(data, path)
+    image = _vmlinux(data, setup, path) if unpack_here else None
+    if image is not None and image.end <= low_ram(ram_size):
+        return _start64(image, setup, data, path, initrd, cmdline, ram_size)
+    start = _setup_size(setup)
+    kernel = data[start:]
+    room = max(len(kernel), setup.init_size if setup.version >= 0x020A else len(kernel))
+    ram_end = low_ram(ram_size)
+    if EXTENDED + room > ram_end:
+        raise BootError(
+            f"the kernel needs {EXTENDED:#x}-{EXTENDED + room - 1:#x} to unpack itself, RAM ends at {ram_end:#x}:"
+            " give the machine more memory (-m)",
+            path,
+        )
+    unpacked = max(EXTENDED, setup.pref_address if setup.version >= 0x020A else EXTENDED) + room
+    pieces = [Piece(EXTENDED, kernel, len(kernel), "the kernel")]
+    pieces += _told(data, setup, path, initrd, cmdline, ram_size, min(unpacked, ram_end))
+    gdt = gdt_piece(LOADER_PAGES[0], BOOT_CS // 8)
+    registers = flat_registers(EXTENDED, gdt, BOOT_CS)
+    registers.gpr[6] = PARAMS_ADDRESS
+    return BootState("linux", registers, check_layout([*pieces, gdt], ram_size, path))
+
+
+def load_vmlinux(image: elf.ElfImage, path: str, initrd: str | None, cmdline: str, ram_size: int) -> BootState:
+    """Lay out Linux' own ELF file, which has no setup header: as `load` does with what it has unpacked."""
+    blank = dict.fromkeys((field.name for field in SetupLayout.subcons), 0) | {
+        "boot_flag": 0xAA55,
+        "jump": bytes((0xEB, HEADER_END - HDRS)),
+        "header": MAGIC,
+        "version": 0x020C,
+        "loadflags": LOADED_HIGH,
+        "initrd_addr_max": 0x7FFFFFFF,
+        "cmdline_size": 2047,
+    }
+    built = SetupLayout.build(blank)
+    return _start64(image, SetupLayout.parse(built), bytes(SETUP_HEADER) + built, path, initrd, cmdline, ram_size)
+
+
+def _setup(data: bytes, path: str) -> Any:
+    """The setup header, checked."""
     if len(data) < SETUP_HEADER + SetupLayout.sizeof():
         raise BootError("truncated within the Linux setup header", path)
     setup = SetupLayout.parse(data[SETUP_HEADER:])
@@ -92,20 +176,69 @@ def load(data: bytes, path: str, initrd: str | None, cmdline: str, ram_size: int
             f" {OLDEST >> 8}.{OLDEST & 0xFF:02} is needed",
             path,
         )
-    start = ((setup.setup_sects or 4) + 1) * SECTOR
-    kernel = data[start:]
-    if not kernel or setup.syssize * 16 > len(kernel) + 15:
-        raise BootError(f"truncated: the kernel has {len(kernel)} bytes, its header says {setup.syssize * 16}", path)
-    room = max(len(kernel), setup.init_size if setup.version >= 0x020A else len(kernel))
-    kernel_piece = Piece(EXTENDED, kernel, len(kernel), "the kernel")
-    if EXTENDED + room > ram_size:
-        raise BootError(
-            f"the kernel needs {EXTENDED:#x}-{EXTENDED + room - 1:#x} to unpack itself, RAM ends at {ram_size:#x}:"
-            " give the machine more memory (-m)",
-            path,
-        )
+    length = len(data) - _setup_size(setup)
+    if length <= 0 or setup.syssize * 16 > length + 15:
+        raise BootError(f"truncated: the kernel has {max(length, 0)} bytes, its header says {setup.syssize * 16}", path)
+    return setup
+
+
+def _setup_size(setup: Any) -> int:
+    size: int = ((setup.setup_sects or 4) + 1) * SECTOR
+    return size
+
+
+def _vmlinux(data: bytes, setup: Any, path: str) -> elf.ElfImage | None:
+    """The kernel's ELF file, unpacked out of a bzImage; None if it is no 64-bit one, or cannot be had."""
+    if setup.version < 0x020C or not setup.xloadflags & XLF_KERNEL_64 or not setup.payload_length:
+        return None
+    start = _setup_size(setup) + setup.payload_offset
+    payload = data[start : start + setup.payload_length]
+    try:
+        if elf.is_elf(payload):
+            unpacked = payload
+        else:
+            unpacked = unpack(payload, path, limit=max(setup.init_size, 1))
+            # Behind the relocations of the kernel, which it needs only elsewhere, every format has this size.
+            if len(unpacked) != int.from_bytes(payload[-4:], "little"):
+                return None
+        image = elf.parse(unpacked, path)
+    except BootError:
+        return None
+    return image if image.bits == 64 else None
+
+
+def _start64(
+    image: elf.ElfImage, setup: Any, header: bytes, path: str, initrd: str | None, cmdline: str, ram_size: int
+) -> BootState:
+    """The 64-bit entry: long mode, the first 4 GiB mapped one to one, flat segments, RSI = boot_params."""
+    check_layout(image.segments, ram_size, path)
+    pieces = [*image.segments, *_told(header, setup, path, initrd, cmdline, ram_size, image.end)]
+    gdt = piece(LOADER_PAGES[0] + GDT_OFFSET, bytes(BOOT_CS) + LONG_CODE + FLAT_DATA_DESCRIPTOR, "the boot GDT")
+    pieces += (piece(PAGE_TABLES, _identity_tables(), "the boot page tables"), gdt)
+    registers = flat_registers(image.entry, gdt, BOOT_CS)
+    registers.segments["cs"] = Segment(BOOT_CS, 0, 0xFFFFFFFF, LONG_CODE_FLAGS)
+    registers.cr0 |= CR0_PG
+    registers.cr3, registers.cr4, registers.efer = PAGE_TABLES, CR4_PAE, EFER_LME
+    registers.gpr[6] = PARAMS_ADDRESS
+    return BootState("linux", registers, check_layout(pieces, ram_size, path))
+
+
+def _identity_tables() -> bytes:
+    """A PML4, a page directory pointer table, and four page directories of 2 MiB pages."""
+    entry = struct.Struct("<Q").pack
+    flags = PTE_PRESENT | PTE_WRITABLE
+    pml4 = entry(PAGE_TABLES + PAGE | flags).ljust(PAGE, b"\0")
+    pointers = b"".join(entry(PAGE_TABLES + (2 + i) * PAGE | flags) for i in range(4)).ljust(PAGE, b"\0")
+    pages = b"".join(entry(i << 21 | flags | PTE_LARGE) for i in range(4 * 512))
+    return pml4 + pointers + pages
+
+
+def _told(
+    data: bytes, setup: Any, path: str, initrd: str | None, cmdline: str, ram_size: int, kernel_end: int
+) -> list[Piece]:
+    """What the kernel is told: boot_params, the command line, the initrd. `data` begins with its setup header."""
     limit = setup.cmdline_size + 1 if setup.version >= 0x0206 else 256
-    pieces = [kernel_piece, command_line_piece(cmdline, path, limit)]
+    pieces = [command_line_piece(cmdline, path, limit)]
     changes = {
         "type_of_loader": LOADER_UNKNOWN,
         "loadflags": setup.loadflags | CAN_USE_HEAP,
@@ -115,18 +248,11 @@ def load(data: bytes, path: str, initrd: str | None, cmdline: str, ram_size: int
     }
     if initrd:
         highest = setup.initrd_addr_max if setup.version >= 0x0203 else 0x37FFFFFF
-        unpacked = max(EXTENDED, setup.pref_address if setup.version >= 0x020A else EXTENDED) + room
-        address, content = place_initrd(initrd, min(unpacked, ram_size), ram_size, highest)
+        address, content = place_initrd(initrd, kernel_end, ram_size, highest)
         pieces.append(piece(address, content, f"initrd {initrd}"))
         changes |= {"ramdisk_image": address, "ramdisk_size": len(content)}
-    gdt = gdt_piece(LOADER_PAGES[0], BOOT_CS // 8)
-    pieces += (
-        piece(PARAMS_ADDRESS, _boot_params(data, dict(setup) | changes, ram_size), "boot_params"),
-        gdt,
-    )
-    registers = flat_registers(EXTENDED, gdt, BOOT_CS)
-    registers.gpr[6] = PARAMS_ADDRESS
-    return BootState("linux", registers, check_layout(pieces, ram_size, path))
+    pieces.append(piece(PARAMS_ADDRESS, _boot_params(data, dict(setup) | changes, ram_size), "boot_params"))
+    return pieces
 
 
 def _boot_params(data: bytes, setup: dict[str, object], ram_size: int) -> bytes:

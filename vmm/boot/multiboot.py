@@ -14,7 +14,7 @@ from typing import NamedTuple
 from construct import Bytes, Const, Int32ul, Int64ul, Struct
 
 from vmm.boot import elf
-from vmm.boot.e820 import EBDA, EXTENDED, memory_map
+from vmm.boot.e820 import EBDA, EXTENDED, low_ram, memory_map
 from vmm.boot.image import BootState, Piece, check_layout, flat_registers, gdt_piece, loader_page, page_up, piece
 from vmm.errors import BootError
 
@@ -155,7 +155,7 @@ def load(data: bytes, header: Header, path: str, initrd: str | None, cmdline: st
     info = dict.fromkeys((field.name for field in InfoLayout.subcons), 0) | {
         "flags": flags,
         "mem_lower": EBDA // 1024,
-        "mem_upper": (ram_size - EXTENDED) // 1024,
+        "mem_upper": (low_ram(ram_size) - EXTENDED) // 1024,
         "boot_device": 0x8000FFFF,
         "cmdline": cmdline_address,
         "mods_count": len(modules),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from construct import Const, Int32ul, Int64ul, Struct
 
 from vmm.boot.acpi import RSDP_ADDRESS
-from vmm.boot.e820 import memory_map
+from vmm.boot.e820 import low_ram, memory_map
 from vmm.boot.image import LOADER_PAGES, PAGE, BootState, Piece, check_layout, flat_registers, gdt_piece, piece
 from vmm.errors import BootError
 
@@ -93,11 +93,12 @@ def place_initrd(initrd: str, kernel_end: int, ram_size: int, highest: int = 0xF
         content = Path(initrd).read_bytes()
     except OSError as error:
         raise BootError(f"initrd cannot be read: {error.strerror}", initrd) from error
-    address = (min(ram_size, highest + 1) - len(content)) & -PAGE
+    ram_end = low_ram(ram_size)
+    address = (min(ram_end, highest + 1) - len(content)) & -PAGE
     if address < kernel_end:
         raise BootError(
             f"initrd of {len(content)} bytes does not fit between the kernel's end at {kernel_end:#x}"
-            f" and the end of RAM at {ram_size:#x}: give the machine more memory (-m)",
+            f" and the end of RAM at {ram_end:#x}: give the machine more memory (-m)",
             initrd,
         )
     return address, content

@@ -25,21 +25,25 @@ APIC_ACCESS = 4
 class GuestSpace:
     """Guest-physical memory of a machine."""
 
-    __slots__ = ("_memory", "_mmio", "_msi", "_ram_size", "_view")
+    __slots__ = ("_below", "_memory", "_mmio", "_msi", "_view")
 
     def __init__(self, machine: Machine) -> None:
         self._memory = machine.memory
         self._view = machine.memory.view
-        self._ram_size = machine.memory.size
+        self._below = machine.memory.below
         self._mmio = machine.mmio
         bus = getattr(machine, "apic_bus", None)
         self._msi: Callable[[int, int], int] | None = None if bus is None else bus.msi_from_cpu_side
 
+    def _ram_at(self, address: int) -> int:
+        """How many bytes of RAM there are from `address` on, in one piece."""
+        return next((base + size - address for base, size in self._memory.ranges() if 0 <= address - base < size), 0)
+
     def load(self, address: int, size: int) -> int:
         """One access of 1, 2, 4 or 8 bytes."""
-        if address + size <= self._ram_size:
+        if address + size <= self._below:
             return int.from_bytes(self._view[address : address + size], "little")
-        if address < self._ram_size:
+        if self._ram_at(address):
             return int.from_bytes(self.read(address, size), "little")
         if self._msi is not None and APIC_BASE <= address < APIC_END:
             return ALL_ONES[size] if size >= APIC_ACCESS else 0
@@ -50,7 +54,7 @@ class GuestSpace:
     def store(self, address: int, size: int, value: int) -> None:
         """One access of 1, 2, 4 or 8 bytes; what is too wide of `value` is cut off."""
         value &= ALL_ONES[size]
-        if address < self._ram_size:
+        if self._ram_at(address):
             self.write(address, value.to_bytes(size, "little"))
         elif self._msi is not None and APIC_BASE <= address < APIC_END:
             for offset in range(0, size - APIC_ACCESS + 1, APIC_ACCESS):
@@ -65,13 +69,12 @@ class GuestSpace:
     def read(self, address: int, length: int) -> bytes:
         """Bytes in address order: whole from RAM, elsewhere by accesses as wide as alignment and region allow."""
         end = address + length
-        if end <= self._ram_size:
-            return bytes(self._view[address:end])
+        if self._memory.locate(address, length) >= 0:
+            return self._memory.read(address, length)
         data = bytearray()
         while address < end:
-            if address < self._ram_size:
-                piece = self._ram_size - address
-                data += self._view[address : self._ram_size]
+            if piece := min(self._ram_at(address), end - address):
+                data += self._memory.read(address, piece)
             elif hole := self._hole(address, end):
                 piece = hole
                 data += bytes(hole)
@@ -84,15 +87,14 @@ class GuestSpace:
     def write(self, address: int, data: bytes | bytearray) -> None:
         """As `read`, the other way."""
         end = address + len(data)
-        if end <= self._ram_size:
+        if self._memory.locate(address, len(data)) >= 0:
             self._memory.write(address, data)
             return
         start = address
         while address < end:
             at = address - start
-            if address < self._ram_size:
-                piece = self._ram_size - address
-                self._memory.write(address, data[:piece])
+            if piece := min(self._ram_at(address), end - address):
+                self._memory.write(address, data[at : at + piece])
             elif hole := self._hole(address, end):
                 piece = hole
             else:
@@ -116,6 +118,7 @@ class GuestSpace:
         starts = [m.base for m in self._mmio.mappings() if address < m.base < end]
         if self._msi is not None and address < APIC_BASE < end:
             starts.append(APIC_BASE)
+        starts += [base for base, _ in self._memory.ranges() if address < base < end]
         return min(starts, default=end) - address
 
     def _width(self, address: int, left: int) -> int:

@@ -130,16 +130,17 @@ class RemoteDevice:
         self.region_sizes = [self._region_size(index) for index in range(p.REGION_CONFIG + 1)]
         if self.region_sizes[p.REGION_CONFIG] < 256:
             raise ValueError(f"a configuration space of {self.region_sizes[p.REGION_CONFIG]} bytes")
-        request = p.DmaMap.build(
-            {
-                "argsz": p.DmaMap.sizeof(),
-                "flags": p.DMA_MAP_READ | p.DMA_MAP_WRITE,
-                "offset": 0,
-                "address": 0,
-                "size": self._memory.size,
-            }
-        )
-        self._exchange(Command.DMA_MAP, request)
+        for address, size in self._memory.ranges():
+            request = p.DmaMap.build(
+                {
+                    "argsz": p.DmaMap.sizeof(),
+                    "flags": p.DMA_MAP_READ | p.DMA_MAP_WRITE,
+                    "offset": 0,
+                    "address": address,
+                    "size": size,
+                }
+            )
+            self._exchange(Command.DMA_MAP, request)
 
     def _region_size(self, index: int) -> int:
         request = p.RegionInfo.build(
@@ -281,7 +282,7 @@ class RemoteDevice:
         address, count = p.DMA_ACCESS.unpack_from(message.payload)
         if count > p.MAX_DATA_XFER_SIZE:
             raise OSError(errno.E2BIG, f"{count} bytes")
-        if address + count > self._memory.size:
+        if self._memory.locate(address, count) < 0:
             raise OSError(errno.EFAULT, f"{address:#x}+{count:#x} is no RAM")
         head = message.payload[: p.DMA_ACCESS.size]
         if message.command == Command.DMA_READ:

@@ -16,6 +16,7 @@ from vmm.cpu.unicorn.exits import ExitHandlers
 from vmm.cpu.unicorn.library import ExitHandler, Library, MmioRead, MmioWrite, PortRead, PortWrite, load
 from vmm.cpu.unicorn.vcpu import UnicornVcpu
 from vmm.errors import EngineError, EngineRefused
+from vmm.memory import FOUR_GIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,14 +41,22 @@ class UnicornEngine:
     """See `vmm.cpu.engine.Engine`.
 
     `ram` is a writable buffer (an anonymous mmap) that the guest sees from address 0 to `ram_size`, a multiple of
-    4096; the buffer cannot be closed before the engine is. All other addresses of the guest, up to 40 bits, go to
+    4096; the buffer cannot be closed before the engine is. With `below` the guest sees only so many bytes from address
+    0 and the rest from 4 GiB. All other addresses of the guest, up to 40 bits, go to
     `callbacks.mmio_read` and `mmio_write`. EngineRefused if the installed library must not be used.
     """
 
     name = "unicorn"
 
     def __init__(
-        self, ram: Any, ram_size: int, ncpus: int, callbacks: CpuCallbacks, *, check_library: bool = True
+        self,
+        ram: Any,
+        ram_size: int,
+        ncpus: int,
+        callbacks: CpuCallbacks,
+        *,
+        below: int | None = None,
+        check_library: bool = True,
     ) -> None:
         if ram_size <= 0 or ram_size % PAGE or ram_size > 1 << PHYSICAL_BITS:
             raise EngineError(f"guest RAM of {ram_size:#x} bytes: a multiple of {PAGE} below 1 TiB is needed")
@@ -69,7 +78,7 @@ class UnicornEngine:
         self._kept: list[Any] = []
         self._resources = contextlib.ExitStack()
         try:
-            self._open(ram, ram_size)
+            self._open(ram, ram_size, ram_size if below is None else below)
             self._vcpus = tuple(UnicornVcpu(self, i, self.reset_image) for i in range(ncpus))
             self.vcpus: Sequence[EngineVcpu] = self._vcpus
             self._alarm = Alarm(self._control.address)
@@ -83,7 +92,7 @@ class UnicornEngine:
 
     # --- construction ---
 
-    def _open(self, ram: Any, ram_size: int) -> None:
+    def _open(self, ram: Any, ram_size: int, below: int) -> None:
         library = self.library
         selfmod.install(library)
         handle = ctypes.c_void_p()
@@ -93,7 +102,13 @@ class UnicornEngine:
         self._hidden = ctypes.create_string_buffer(4 * PAGE)
         hidden = (ctypes.addressof(self._hidden) + PAGE - 1) & -PAGE
         self._pin = (ctypes.c_ubyte * ram_size).from_buffer(ram)
-        self._must("uc_mem_map_ptr", library.uc_mem_map_ptr(uc, 0, ram_size, at.PROT_ALL, ctypes.addressof(self._pin)))
+        # In this order: the library numbers bytes of RAM from the first block on, and `invalidate` counts on that.
+        self._below, above = below, ram_size - below
+        ram_at = ctypes.addressof(self._pin)
+        self._must("uc_mem_map_ptr", library.uc_mem_map_ptr(uc, 0, below, at.PROT_ALL, ram_at))
+        if above:
+            status = library.uc_mem_map_ptr(uc, FOUR_GIB, above, at.PROT_ALL, ram_at + below)
+            self._must("uc_mem_map_ptr", status)
         self._must("uc_mem_map_ptr", library.uc_mem_map_ptr(uc, _HIDDEN, 3 * PAGE, at.PROT_ALL, hidden))
         self.vmcb_quads = _view(hidden, PAGE).cast("Q")
         ctypes.memmove(hidden + PAGE, msr.permission_bitmap(), at.MSRPM_SIZE)
@@ -108,10 +123,14 @@ class UnicornEngine:
         self.icount = _view(ctypes.c_uint64.from_address(self.cs + at.CS_ICOUNT).value, 4).cast("H")
         self._tsc_hz = 0.0
         self.cpuid_table = CpuidTable(library, self.env)
-        self._add_hooks(ram_size)
+        holes = [(below, 1 << PHYSICAL_BITS)]
+        if above:
+            holes = [(below, FOUR_GIB), (FOUR_GIB + above, 1 << PHYSICAL_BITS)]
+        self._add_hooks(holes)
         self._prepare_cpu()
 
-    def _add_hooks(self, ram_size: int) -> None:
+    def _add_hooks(self, holes: list[tuple[int, int]]) -> None:
+        """`holes`: first address and end of each range that is no RAM."""
         library, uc = self.library, self.uc
         handlers = ExitHandlers(self)
         self._kept.append(handlers)
@@ -137,17 +156,17 @@ class UnicornEngine:
         for kind, routine, first, last in (
             (at.HOOK_INTR, entry("interrupt"), 1, 0),
             (at.HOOK_INSN_INVALID, entry("undefined"), 1, 0),
-            (at.HOOK_MEM_FETCH_PROT, entry("allow"), ram_size, end),
+            (at.HOOK_MEM_FETCH_PROT, entry("allow"), holes[0][0], end),
         ):
             out = ctypes.c_size_t()
             self._must("uc_hook_add", library.uc_hook_add(uc, ctypes.byref(out), kind, routine, block, first, last))
-        read, write = self._mmio(ram_size)
-        size = (1 << PHYSICAL_BITS) - ram_size
-        if size:
-            status = library.uc_mmio_map(
-                uc, ram_size, size, self._keep(MmioRead(read)), None, self._keep(MmioWrite(write)), None
-            )
-            self._must("uc_mmio_map", status)
+        for first, behind in holes:
+            if first < behind:
+                read, write = self._mmio(first)
+                status = library.uc_mmio_map(
+                    uc, first, behind - first, self._keep(MmioRead(read)), None, self._keep(MmioWrite(write)), None
+                )
+                self._must("uc_mmio_map", status)
         self._must("uc_ctl", library.uc_ctl(uc, at.CTL_USE_EXITS, 1))
         run = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(entry("run"))
         self._kept.append(run)
@@ -353,6 +372,8 @@ class UnicornEngine:
     def invalidate(self, gpa: int, length: int) -> None:
         """Host code wrote guest RAM: forget translated code there."""
         if length > 0 and self.loaded is not None:
+            if gpa >= FOUR_GIB:
+                gpa -= FOUR_GIB - self._below
             self.library.tb_invalidate_phys_range(self.uc, gpa, gpa + length)
 
     def host_tsc(self) -> int:
