@@ -30,7 +30,10 @@ HELD, VIOLATED, WRONG, UNFINISHED = 0, 1, 2, 3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `vintx explore`."""
-    parser.add_argument("scenario", metavar="SCENARIO", help=f"a Python file, or one of {', '.join(scenes.shipped())}")
+    parser.add_argument(
+        "scenario", metavar="SCENARIO", nargs="?", help=f"a Python file, or one of {', '.join(scenes.shipped())}"
+    )
+    parser.add_argument("--matrix", action="store_true", help="what each rule breaks in each scene, beside expected")
     parser.add_argument("--scene", action="append", default=[], metavar="S", help="one scene only; may be repeated")
     rule = parser.add_mutually_exclusive_group()
     rule.add_argument("--policy", metavar="P", help=f"irqfd-policy, with its options (default: {DEFAULT_POLICY})")
@@ -46,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """0 if all held, 1 if something was violated, 2 if the command line or the scenario is wrong, 3 if not finished."""
     try:
+        if arguments.matrix:
+            from vmm.cli import explore_matrix
+
+            return explore_matrix.run(arguments)
+        if arguments.scenario is None:
+            raise UsageError(f"what is to be explored? A Python file, or one of {', '.join(scenes.shipped())}")
         family = scenes.load(arguments.scenario)
         if arguments.replay:
             return _replay(family, arguments)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from vmm.dispute.matrix_expected import CASES
+from vmm.dispute.matrix_explained import EXPLAINED
 from vmm.dispute.row import POLICIES
 from vmm.dispute.table import BY_ERA, cell, rows
 from vmm.kernel.invariants import BREAKS, ELSEWHERE, catalogue
@@ -89,8 +91,40 @@ TAIL: Final = """\
 def markdown() -> str:
     """docs/dispute.md."""
     grades = "; ".join(f"**{grade}** {text}" for grade, text in GRADES.items())
-    parts = [HEAD.format(grades=grades), _summary(), _invariants(), *(_row(row) for row in rows()), TAIL]
+    parts = [HEAD.format(grades=grades), _summary(), _invariants(), *(_row(row) for row in rows()), TAIL, _orders()]
     return "\n".join(parts)
+
+
+ORDERS: Final = """\
+## In every order
+
+The rows above are played in one order each. `vintx explore --matrix` plays them in every order that their threads, the
+kernel's workers and the guest can act in, and notes each invariant that some order breaks. Expected, from the
+references, and committed before the first run (`vmm/dispute/matrix_expected.py` says why, with the evidence):
+"""
+DIFFERENT: Final = """\
+S1 and S5 are asked wherever nothing is queued or running; S1' where nobody can act any more, and says that an id is in
+use that nobody can give back. L5: the line is high after the EOI and nobody will lower it. L6: VFIO's mask stays.
+
+What the search finds is this, but for:
+"""
+
+
+def _orders() -> str:
+    lines = [ORDERS, "| scene | row | " + " | ".join(f"`{name}`" for name in POLICIES) + " |"]
+    lines.append("|---" * (len(POLICIES) + 2) + "|")
+    for case in CASES:
+        verdicts = [case.expected(name) for name in POLICIES]
+        cells = ["-" if verdict is None else " ".join(verdict.breaks) or "holds" for verdict in verdicts]
+        lines.append(f"| {case.name} | {case.row} | " + " | ".join(cells) + " |")
+    lines += ["", DIFFERENT]
+    reasons: dict[tuple[str, tuple[str, ...], str], list[str]] = {}
+    for (name, rule, found), text in EXPLAINED.items():
+        reasons.setdefault((name, found, text), []).append(rule)
+    for (name, found, text), rules_of in reasons.items():
+        under = ", ".join(f"`{rule}`" for rule in rules_of)
+        lines.append(f"* **{name}** under {under}: {' '.join(found) or 'nothing'} is broken. {text}")
+    return "\n".join([*lines, ""])
 
 
 def _summary() -> str:

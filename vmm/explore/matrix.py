@@ -19,22 +19,22 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
+from vmm.dispute.matrix_expected import CASES
+from vmm.dispute.matrix_explained import EXPLAINED
 from vmm.dispute.row import POLICIES
 from vmm.errors import UsageError
 from vmm.explore import scenes
-from vmm.explore.matrix_expected import CASES
-from vmm.explore.matrix_explained import EXPLAINED
 from vmm.explore.search import explore
 from vmm.kernel import invariants
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from vmm.dispute.matrix_expected import Case
     from vmm.explore.board import Board
-    from vmm.explore.matrix_expected import Case
     from vmm.explore.search import Check
 
-STRICT: Final = ("S1", "S2", "S4", "S5", "S8", "S14")
+STRICT: Final = ("S1", "S4", "S5", "S8", "S14")
 """Asked in every quiet state, as they stand in `vmm/kernel/invariants.py`."""
 LIMIT: Final = 60_000
 """States of one cell; more is an error of the matrix, which is meant to be run often."""

@@ -154,7 +154,15 @@ def explore_eoifd_deassigned(board: Board) -> None:
 
 def explore_vm_closed(board: Board) -> None:
     """Row j: the VM's descriptor is closed with both bound, and the guest ends its interrupt all the same."""
-    _bound(board)
+    board.bind("e1", "e2")
+    ctx = board.held("e1")
+
+    def fire() -> None:
+        ctx.signal()
+        ctx.put()  # or it stays for who might signal it again
+
+    board.thread("device").run("SIG e1, put", fire)
+    board.thread("vcpu").interrupt()
     user = board.thread("user")
     user.close_vm()
     user.close("e1")
