@@ -1,7 +1,7 @@
-"""QEMU's educational device: a factorial, a DMA engine, and an interrupt to acknowledge.
+"""QEMU's educational device: a factorial, a DMA engine, and an interrupt to acknowledge, on the pin or as a message.
 
-The registers are those of QEMU's `edu`, so its drivers and exercises run unchanged. It differs in three points: there
-is no MSI capability, a system reset resets the registers too, and the factorial takes virtual time.
+The registers are those of QEMU's `edu`, so its drivers and exercises run unchanged. It differs in two points: a system
+reset resets the registers too, and the factorial takes virtual time.
 Ref: QEMU docs/specs/edu.rst.
 """
 
@@ -14,6 +14,7 @@ import construct as c
 
 from devices.device import Property
 from devices.pci.device import PciDevice
+from devices.pci.msi import Msi
 from vmm.memory import IoRegion
 from vmm.trace import Event
 
@@ -86,7 +87,7 @@ class Edu(PciDevice):
     """`-device edu`: BAR0 is 1 MiB of registers; the 4 KiB buffer at 0x40000 is reached by DMA only."""
 
     driver = "edu"
-    description = "educational device: factorial, DMA, INTx"
+    description = "educational device: factorial, DMA, INTx and MSI"
     vendor_id, device_id, class_id, revision, interrupt_pin = 0x1234, 0x11E8, 0x00FF, 0x10, 1
     properties = (
         *PciDevice.properties,
@@ -107,6 +108,7 @@ class Edu(PciDevice):
 
     def realize(self, board: Board) -> None:
         super().realize(board)
+        self.msi = Msi(self)
         self.register_bar(0, IoRegion("edu-mmio", BAR_SIZE, self.read, self.write, min_access=4, max_access=8))
         self._factorial_timer = self._timer("edu-factorial", self._factorial_done)
         self._dma_timer = self._timer("edu-dma", self._dma_done)
@@ -122,6 +124,46 @@ class Edu(PciDevice):
         self._factorial_timer.cancel()
         self._dma_timer.cancel()
         self._power_on()
+
+    migratable = True
+
+    def save_state(self) -> dict[str, Any]:
+        """Registers, buffer, and what is under way, in time to go."""
+        now = self.board.clock.now()
+        timers = {"factorial": self._factorial_timer, "dma": self._dma_timer}
+        return {
+            **super().save_state(),
+            "registers": [self.liveness, self.factorial, self.status, self.irq_status],
+            "dma": [self.dma[at] for at in (REG_DMA_SRC, REG_DMA_DST, REG_DMA_COUNT, REG_DMA_CMD)],
+            "buffer": self.buffer.hex(),
+            "timers": {
+                name: max(0, timer.deadline - now) for name, timer in timers.items() if timer.deadline is not None
+            },
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """As every device's."""
+        registers = [int(value) & _M32 for value in state["registers"]]
+        source, destination, count, command = (int(value) & _M64 for value in state["dma"])
+        buffer = bytes.fromhex(state["buffer"])
+        timers = {name: int(left) for name, left in state["timers"].items()}
+        if len(buffer) != DMA_SIZE or timers.keys() - {"factorial", "dma"} or min(timers.values(), default=0) < 0:
+            raise ValueError(f"a buffer of {len(buffer)} bytes, and timers {timers}")
+        super().load_state(state)
+        self.liveness, self.factorial, self.status, self.irq_status = registers
+        self.dma = {
+            REG_DMA_SRC: source,
+            REG_DMA_DST: destination,
+            REG_DMA_COUNT: count,
+            REG_DMA_CMD: command,
+        }
+        self.buffer[:] = buffer
+        now = self.board.clock.now()
+        for name, timer in (("factorial", self._factorial_timer), ("dma", self._dma_timer)):
+            if name in timers:
+                timer.arm(now + timers[name])
+            else:
+                timer.cancel()
 
     def stats(self) -> dict[str, int]:
         """Host's view: interrupts raised and acknowledged since the device was made."""
@@ -169,16 +211,21 @@ class Edu(PciDevice):
             self.status = self.status & ~STATUS_RAISE_IRQ | value & STATUS_RAISE_IRQ
 
     def raise_irq(self, bits: int) -> None:
-        """Set bits of the interrupt status; the pin is high while any is set."""
+        """Set bits of the interrupt status: a message if MSI is enabled, else the pin is high while any is set."""
         if bits:
             self.raised += 1
         self.irq_status |= bits
-        self.set_intx(self.irq_status != 0)
+        if self.irq_status:
+            if self.msi is not None and self.msi.enabled:
+                self.msi.notify(0)
+            else:
+                self.set_intx(True)
 
     def lower(self, bits: int) -> None:
         """Clear bits of the interrupt status."""
         self.irq_status &= ~bits
-        self.set_intx(self.irq_status != 0)
+        if not self.irq_status:
+            self.set_intx(False)
 
     def _factorial_done(self) -> None:
         # 34! and all that follow are multiples of 2**32.

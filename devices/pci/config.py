@@ -200,6 +200,19 @@ class ConfigSpace:
         """Every byte as it was declared."""
         self.data[:] = self.reset_data
 
+    def load(self, data: bytes) -> None:
+        """Be `data` where a guest may write, and as declared elsewhere. ValueError if it is another function's."""
+        if len(data) != CONFIG_SIZE:
+            raise ValueError(f"{len(data)} bytes are no configuration space")
+        for offset in range(CONFIG_SIZE):
+            mask = self.write_mask[offset]
+            fixed = ~(mask | self.clear_mask[offset]) & 0xFF
+            if offset in (STATUS, STATUS + 1):
+                continue  # follows from what the device does
+            if (data[offset] ^ self.reset_data[offset]) & fixed and offset < HEADER_SIZE:
+                raise ValueError(f"byte {offset:#x} is {data[offset]:#04x} and cannot be")
+            self.data[offset] = self.reset_data[offset] & ~mask & 0xFF | data[offset] & mask
+
     def header(self) -> Any:
         """The first 64 bytes by name (a construct Container)."""
         return TYPE0_HEADER.parse(bytes(self.data[:HEADER_SIZE]))

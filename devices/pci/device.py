@@ -23,7 +23,7 @@ the line goes low and no address answers any more.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from devices.device import Device, Property
 from devices.pci import config as cfg
@@ -33,8 +33,11 @@ from vmm.errors import ConfigError
 from vmm.trace import Event
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from devices.device import Board
     from devices.pci.bus import PciBus
+    from devices.pci.msi import Msi, Msix
     from vmm.lines import LevelLine
     from vmm.memory import IoRegion, Mapping
 
@@ -135,6 +138,19 @@ class Bar:
         return PciRegionInfo(self.index, kind, self.region.size, self.address, self.prefetchable, self.mem64)
 
 
+class Doorbell(NamedTuple):
+    """A write to a BAR that tells no more than that it happened: `datamatch` at `offset`, or anything (None).
+
+    A device that lists one in `doorbells` lets a remote client make this write by signalling an eventfd; the BAR's
+    `write` is called as ever, once for what may have been several, with 0 for a value that is not told.
+    """
+
+    bar: int
+    offset: int
+    size: int
+    datamatch: int | None = None
+
+
 class PciDevice(Device):
     """A function on a PCI bus.
 
@@ -170,6 +186,13 @@ class PciDevice(Device):
         self.config: cfg.ConfigSpace
         self.intx_level = False
         """What the device drives, whether or not it gets to the wire."""
+        self.msi: Msi | None = None
+        self.msix: Msix | None = None
+        """Message signalled interrupts, set by a subclass that has them; see `devices.pci.msi`."""
+        self.message_sink: Callable[[int, int], None] | None = None
+        """Takes messages instead of memory, as (VFIO's interrupt index, vector)."""
+        self.doorbells: list[Doorbell] = []
+        """Writes that another process may make by eventfd."""
         self._intx_disabled = False
         self._line: LevelLine | None = None
 
@@ -253,6 +276,9 @@ class PciDevice(Device):
             if self.board.trace.on:
                 self._trace_intx()
         self.config.reset()
+        for vectors in (self.msi, self.msix):
+            if vectors is not None:
+                vectors.reset()
         self._intx_disabled = False
         if self._line is not None:
             self._line.set(False)
@@ -276,6 +302,10 @@ class PciDevice(Device):
                 self.update_mappings()
         elif cfg.BASE_ADDRESS_0 <= offset < cfg.BASE_ADDRESS_END:
             self.update_mappings()
+        elif offset >= cfg.HEADER_SIZE:
+            for vectors in (self.msi, self.msix):
+                if vectors is not None:
+                    vectors.config_written(offset, size)
 
     # BARs.
 
@@ -387,6 +417,29 @@ class PciDevice(Device):
         """Store into guest memory; lost if bus mastering is off, and where there is no RAM."""
         if self.bus_master:
             self.board.memory.write(address, data)
+
+    # Migration. A subclass that can be taken to another process adds its registers.
+
+    migratable: ClassVar[bool] = False
+    """Whether `save_state` has all that the device is."""
+
+    def save_state(self) -> dict[str, Any]:
+        """What makes the function what it is now, in values that JSON knows."""
+        state: dict[str, Any] = {"config": bytes(self.config).hex(), "intx": self.intx_level}
+        for name, vectors in (("msi", self.msi), ("msix", self.msix)):
+            if vectors is not None:
+                state[name] = vectors.save_state()
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Be what `save_state` said. KeyError, TypeError or ValueError if that is no state of such a function."""
+        self.config.load(bytes.fromhex(state["config"]))
+        for name, vectors in (("msi", self.msi), ("msix", self.msix)):
+            if vectors is not None:
+                vectors.load_state(state[name])
+        self.update_intx()
+        self.update_mappings()
+        self.set_intx(bool(state["intx"]))
 
     # Queries.
 

@@ -74,11 +74,12 @@ def board():
     return EduBoard()
 
 
-def test_identity_is_that_of_qemus_edu_without_msi(board):
+def test_identity_and_msi_capability_are_those_of_qemus_edu(board):
     assert board.config_read(DEVFN, 0) == 0x11E8_1234
     assert board.config_read(DEVFN, 8) == 0x00FF_0010
     assert board.config_read(DEVFN, 0x3C) == 0x0100
-    assert board.config_read(DEVFN, 0x34, 1) == 0
+    assert board.config_read(DEVFN, 0x34, 1) == 0x40
+    assert board.config_read(DEVFN, 0x40) == 0x0080_0005  # 64-bit, one vector, the last capability
     assert board.get(REG_ID) == 0x0100_00ED
 
 

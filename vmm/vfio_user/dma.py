@@ -1,20 +1,16 @@
 """The client's memory as a device sees it: ranges behind descriptors, and ranges that only messages reach.
 
-A client is not trusted. Memory that it could truncate under a mapping of ours would end us with SIGBUS, so a file is
-mapped only if it is sealed against shrinking, and read and written with pread(2) and pwrite(2) otherwise.
+A client is not trusted: see `vmm.shared_memory` for what that means for a mapping.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
-import mmap
 import os
-import stat
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Protocol
 
+from vmm.shared_memory import SharedBytes
 from vmm.vfio_user.protocol import (
     CHUNK,
     DMA_MAP_FILE_IO,
@@ -27,8 +23,6 @@ from vmm.vfio_user.protocol import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-F_GET_SEALS = getattr(fcntl, "F_GET_SEALS", 1034)
-F_SEAL_SHRINK = getattr(fcntl, "F_SEAL_SHRINK", 2)
 _END = 1 << 64
 _FLAGS = DMA_MAP_READ | DMA_MAP_WRITE | DMA_MAP_MMAP | DMA_MAP_FILE_IO
 
@@ -46,7 +40,7 @@ class Messenger(Protocol):
 class DmaRange:
     """One mapping: `size` bytes at bus address `address`. `fd`, if not -1, is ours."""
 
-    __slots__ = ("_offset", "_view", "address", "fd", "flags", "size")
+    __slots__ = ("_bytes", "address", "fd", "flags", "read", "size", "write")
 
     def __init__(self, address: int, size: int, flags: int, fd: int = -1, offset: int = 0) -> None:
         """OSError EINVAL for a descriptor that is no file, or not as large; EACCES if it does not allow `flags`."""
@@ -54,56 +48,76 @@ class DmaRange:
         self.size = size
         self.flags = flags
         self.fd = fd
-        self._offset = offset
-        self._view: mmap.mmap | None = None
-        if fd < 0:
-            return
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or offset + size > status.st_size:
-            raise OSError(errno.EINVAL, "the descriptor is no file, or ends before the range")
-        mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
-        if mode == os.O_WRONLY or (flags & DMA_MAP_WRITE and mode != os.O_RDWR):
-            raise OSError(errno.EACCES, "the descriptor does not allow what the range does")
-        with contextlib.suppress(OSError):  # a file that cannot be sealed
-            sealed = fcntl.fcntl(fd, F_GET_SEALS) & F_SEAL_SHRINK
-            if sealed and not flags & DMA_MAP_FILE_IO and not offset % mmap.ALLOCATIONGRANULARITY:
-                protection = mmap.PROT_READ | (mmap.PROT_WRITE if flags & DMA_MAP_WRITE else 0)
-                self._view = mmap.mmap(fd, size, mmap.MAP_SHARED, protection, offset=offset)
+        self._bytes: SharedBytes | None = None
+        if fd >= 0:
+            self._bytes = SharedBytes(fd, offset, size, bool(flags & DMA_MAP_WRITE), not flags & DMA_MAP_FILE_IO)
+            self.read = self._bytes.read
+            self.write = self._bytes.write
 
     @property
     def end(self) -> int:
         """First address behind it."""
         return self.address + self.size
 
-    def read(self, at: int, count: int) -> bytes:
-        """Bytes `at` the range's start and on; all ones where the file has been cut off."""
-        if self._view is not None:
-            return self._view[at : at + count]
-        try:
-            data = os.pread(self.fd, count, self._offset + at)
-        except OSError:
-            data = b""
-        return data + b"\xff" * (count - len(data))
-
-    def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
-        """Store; what lies where the file has been cut off is lost."""
-        if self._view is not None:
-            self._view[at : at + len(data)] = bytes(data)
-            return
-        with contextlib.suppress(OSError):
-            # pwrite would make a file longer that was cut off.
-            room = os.fstat(self.fd).st_size - self._offset - at
-            if room > 0:
-                os.pwrite(self.fd, data[:room], self._offset + at)
-
     def close(self) -> None:
         """Unmap, and close the descriptor."""
-        if self._view is not None:
-            self._view.close()
-            self._view = None
-        if self.fd >= 0:
+        if self._bytes is not None:
+            self._bytes.close()
             os.close(self.fd)
+            self._bytes = None
             self.fd = -1
+
+
+class DirtyLog:
+    """Which pages the device wrote since they were last asked for. `page_size`: bytes, a power of two."""
+
+    __slots__ = ("_pages", "_shift", "page_size")
+
+    def __init__(self, page_size: int) -> None:
+        self.page_size = page_size
+        self._shift = page_size.bit_length() - 1
+        self._pages: set[int] = set()
+
+    def add(self, address: int, count: int) -> None:
+        """The device wrote there."""
+        first, last = address >> self._shift, address + count - 1 >> self._shift
+        if first == last:
+            self._pages.add(first)
+        else:
+            self._pages.update(range(first, last + 1))
+
+    def take(self, address: int, length: int, page_size: int) -> bytes:
+        """The bitmap of a range in units of `page_size`, in whole 64-bit words; the range is clean afterwards.
+
+        A logged page that is larger than the unit makes all its units dirty, as one bit could not say less.
+        """
+        size = bitmap_size(length, page_size)
+        bits = bytearray(size)
+        end = address + length
+        shift, unit = self._shift, page_size.bit_length() - 1
+        taken = [page for page in self._pages if page << shift < end and page + 1 << shift > address]
+        for page in taken:
+            low, high = max(page << shift, address), min(page + 1 << shift, end)
+            _set_bits(bits, low - address >> unit, (high - 1 - address >> unit) + 1)
+        self._pages.difference_update(taken)
+        return bytes(bits)
+
+
+def _set_bits(bits: bytearray, first: int, end: int) -> None:
+    whole_from, whole_end = -(-first // 8), end // 8
+    if whole_from < whole_end:
+        bits[whole_from:whole_end] = b"\xff" * (whole_end - whole_from)
+        edges = (*range(first, 8 * whole_from), *range(8 * whole_end, end))
+    else:
+        edges = tuple(range(first, end))
+    for bit in edges:
+        bits[bit >> 3] |= 1 << (bit & 7)
+
+
+def bitmap_size(length: int, page_size: int) -> int:
+    """Bytes of a bitmap with a bit for each page of `length` bytes."""
+    pages = -(-length // page_size)
+    return (pages + 63) // 64 * 8
 
 
 class DmaMemory:
@@ -115,6 +129,8 @@ class DmaMemory:
         self._ranges: list[DmaRange] = []
         self.max_transfer = CHUNK
         """The largest transfer by message, in bytes."""
+        self.log: DirtyLog | None = None
+        """Pages that the device wrote, while the client wants to know."""
 
     def __len__(self) -> int:
         return len(self._ranges)
@@ -137,13 +153,23 @@ class DmaMemory:
         self._ranges.insert(at, DmaRange(address, size, flags, fd, offset))
         self._starts.insert(at, address)
 
-    def unmap(self, address: int, size: int) -> None:
-        """DMA_UNMAP of one mapping, whole. OSError ENOENT if there is none like it."""
+    def check_mapped(self, address: int, size: int) -> int:
+        """The place of a mapping in the list. OSError ENOENT if there is none of this address and size."""
         at = bisect_right(self._starts, address) - 1
         if at < 0 or self._starts[at] != address or self._ranges[at].size != size:
             raise OSError(errno.ENOENT, f"{address:#x}+{size:#x} is not mapped so")
+        return at
+
+    def unmap(self, address: int, size: int) -> None:
+        """DMA_UNMAP of one mapping, whole. OSError ENOENT if there is none like it."""
+        at = self.check_mapped(address, size)
         self._starts.pop(at)
         self._ranges.pop(at).close()
+
+    def find(self, address: int, size: int) -> bool:
+        """Whether some mapping has bytes of the range."""
+        at = bisect_right(self._starts, address + size - 1)
+        return bool(at) and self._ranges[at - 1].end > address
 
     def clear(self) -> None:
         """Forget all mappings."""
@@ -187,6 +213,8 @@ class DmaMemory:
         view = memoryview(data)
         for mapping, at, count in self._pieces(address, len(view)):
             if mapping is not None and mapping.flags & DMA_MAP_WRITE:
+                if self.log is not None:
+                    self.log.add(at, count)
                 piece = view[at - address : at - address + count]
                 if mapping.fd >= 0:
                     mapping.write(at - mapping.address, piece)

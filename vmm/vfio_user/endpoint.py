@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import struct
 import sys
 import traceback
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import construct
 
-from devices.pci import config as cfg
 from vmm.memory import AddressSpace
+from vmm.shared_memory import SharedRegion
 from vmm.vfio_user import protocol as p
+from vmm.vfio_user.features import Features
 from vmm.vfio_user.interrupts import Interrupts, IrqSetRequest
+from vmm.vfio_user.migration import Migration
 from vmm.vfio_user.protocol import Command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from devices.pci.device import PciDevice
+    from devices.pci.device import Doorbell, PciDevice
     from vmm.vfio_user.dma import DmaMemory
     from vmm.vfio_user.stream import Message
 
@@ -38,6 +42,7 @@ CAPABILITIES: dict[str, Any] = {
 """What VERSION is answered with: shorter than QEMU's request, which is all the room QEMU has for the reply."""
 FAULTS_SHOWN = 10
 """Tracebacks of the device's own code that are written to stderr; a guest could cause any number."""
+_BITMAP_HEADER = 16
 _TAKES_FDS = frozenset({Command.DMA_MAP, Command.DEVICE_SET_IRQS})
 
 
@@ -51,10 +56,15 @@ class Endpoint:
     `negotiated` is False until the client's VERSION was accepted, and again after `disconnect`.
     """
 
-    def __init__(self, device: PciDevice, memory: DmaMemory) -> None:
+    def __init__(self, device: PciDevice, memory: DmaMemory, running: Callable[[bool], None] = lambda _: None) -> None:
+        """`running(False)` makes the device's timers stand still."""
         self.device = device
         self.memory = memory
-        self.interrupts = Interrupts(bool(device.interrupt_pin))
+        msi, msix = (0 if vectors is None else vectors.vectors for vectors in (device.msi, device.msix))
+        self.interrupts = Interrupts(bool(device.interrupt_pin), msi, msix)
+        device.message_sink = self.interrupts.send
+        self.migration = Migration(device, running) if device.migratable else None
+        self.features = Features(memory, self.migration)
         self.negotiated = False
         self.rejected = False
         """The first message was not a VERSION that we can go on with: the connection is to be closed."""
@@ -67,10 +77,14 @@ class Endpoint:
         self.writing: list[Message] = []
         """REGION_WRITEs that the device is at, outermost first; see `acknowledge`."""
         self._faults = 0
+        self._ioeventfds: dict[Doorbell, int] = {}
+        """Eventfds that a client signals instead of writing, ours."""
         self._bars: dict[int, AddressSpace] = {}
         for bar in device.bars:
             space = self._bars[bar.index] = AddressSpace(f"BAR{bar.index}", bar.region.size)
             space.map(0, bar.region)
+        self._shared = {bar.index: bar.region for bar in device.bars if isinstance(bar.region, SharedRegion)}
+        self._config_size = len(bytes(device.config))
         self._handlers: dict[int, Callable[[Message], bytes]] = {
             Command.VERSION: self._version,
             Command.DMA_MAP: self._dma_map,
@@ -84,6 +98,9 @@ class Endpoint:
             Command.REGION_WRITE: self._region_write,
             Command.DEVICE_RESET: self._reset,
             Command.REGION_WRITE_MULTI: self._region_write_multi,
+            Command.DEVICE_FEATURE: self._device_feature,
+            Command.MIG_DATA_READ: self._mig_data_read,
+            Command.MIG_DATA_WRITE: self._mig_data_write,
         }
 
     # One command.
@@ -135,7 +152,19 @@ class Endpoint:
         self.negotiated = self.rejected = False
         self.capabilities = p.parse_capabilities(b"")
         self.interrupts.close()
+        self.features.stop_logging()
+        if self.migration is not None:
+            self.migration.abandon()
         self.memory.clear()
+        while self._ioeventfds:
+            os.close(self._ioeventfds.popitem()[1])
+
+    def watched(self) -> dict[int, Callable[[], None]]:
+        """Eventfds that the client signals, and what to do when one is readable."""
+        if not self._ioeventfds:
+            return self.interrupts.watched
+        rung = {fd: partial(self._rung, doorbell) for doorbell, fd in self._ioeventfds.items()}
+        return {**self.interrupts.watched, **rung}
 
     # Negotiation.
 
@@ -144,9 +173,13 @@ class Endpoint:
         if request.major != p.MAJOR:
             raise _invalid(f"version {request.major}.{request.minor}")
         self.capabilities = p.parse_capabilities(request.data)
-        self.memory.max_transfer = min(p.CHUNK, self.capabilities["max_data_xfer_size"])
+        largest = self.capabilities["max_data_xfer_size"]
+        self.memory.max_transfer = min(p.CHUNK, largest)
+        self.features.max_transfer = min(p.MAX_DATA_XFER_SIZE, largest)
         self.negotiated = True
         offered = dict(CAPABILITIES)
+        if self.migration is not None:
+            offered["migration"] = {"pgsize": p.PAGE_SIZE}
         if self.make_twin is not None and self.capabilities["twin_socket"] is not None:
             self.reply_fds.append(self.make_twin())
             offered["twin_socket"] = {"supported": True, "fd_index": 0}
@@ -167,15 +200,25 @@ class Endpoint:
 
     def _dma_unmap(self, message: Message) -> bytes:
         request = self._parse(message, p.DmaUnmap)
+        fixed = p.DmaUnmap.sizeof()
+        bitmap = b""
         if request.flags == p.DMA_UNMAP_ALL:
             if request.address or request.size:
                 raise _invalid("unmapping all takes no range")
             self.memory.clear()
-        elif request.flags:
-            raise _invalid(f"unmap flags {request.flags:#x}: writes of the device are not logged")
+        elif request.flags == p.DMA_UNMAP_GET_DIRTY_BITMAP:
+            wanted = p.DirtyBitmap.parse(message.payload[fixed:])
+            self.features.check_logging()
+            self.memory.check_mapped(request.address, request.size)
+            room = request.argsz - fixed - _BITMAP_HEADER
+            bits = self.features.dirty_pages(request.address, request.size, wanted.pgsize, min(room, wanted.size))
+            self.memory.unmap(request.address, request.size)
+            bitmap = p.DirtyBitmap.build({"pgsize": wanted.pgsize, "size": len(bits), "data": bits})
+        elif request.flags or request.argsz > p.MAX_MESSAGE_SIZE:
+            raise _invalid(f"unmap flags {request.flags:#x}, argsz {request.argsz}")
         else:
             self.memory.unmap(request.address, request.size)
-        return message.payload[: p.DmaUnmap.sizeof()]
+        return message.payload[:fixed] + bitmap
 
     # Information.
 
@@ -203,33 +246,87 @@ class Endpoint:
         if request.index >= p.NUM_REGIONS:
             raise _invalid(f"region {request.index}")
         size = self._region_size(request.index)
-        reply: bytes = p.RegionInfo.build(
-            {
-                "argsz": p.REGION_INFO_SIZE,
-                "flags": p.REGION_READABLE | p.REGION_WRITABLE if size else 0,
-                "index": request.index,
-                "cap_offset": 0,
-                "size": size,
-                "offset": 0,
-                "capabilities": b"",
-            }
-        )
-        return reply
+        reply = {
+            "argsz": p.REGION_INFO_SIZE,
+            "flags": p.REGION_READABLE | p.REGION_WRITABLE if size else 0,
+            "index": request.index,
+            "cap_offset": 0,
+            "size": size,
+            "offset": 0,
+            "capabilities": b"",
+        }
+        region = self._shared.get(request.index)
+        if region is not None:
+            self._describe_mapping(reply, region, request.argsz)
+        built: bytes = p.RegionInfo.build(reply)
+        return built
+
+    def _describe_mapping(self, reply: dict[str, Any], region: SharedRegion, room: int) -> None:
+        """Which parts of a region may be mapped, and the descriptor for it, if the client has room for the list.
+
+        A client that has not learns how much it takes, and asks again. QEMU takes REGION_CAPS without the list for an
+        error.
+        """
+        areas = [{"offset": offset, "size": size} for offset, size in region.areas]
+        header = {"id": p.CAP_SPARSE_MMAP, "version": 1, "next": 0}
+        capability = p.SparseMmap.build({"header": header, "areas": areas})
+        reply["flags"] |= p.REGION_MMAP
+        reply["argsz"] = p.REGION_INFO_SIZE + len(capability)
+        reply["offset"] = region.file_offset
+        if room >= reply["argsz"]:
+            reply["flags"] |= p.REGION_CAPS
+            reply["cap_offset"] = p.REGION_INFO_SIZE
+            reply["capabilities"] = capability
+            self.reply_fds.append(os.dup(region.fd))
 
     def _region_size(self, index: int) -> int:
         if index == p.REGION_CONFIG:
-            return cfg.CONFIG_SIZE
+            return self._config_size
         space = self._bars.get(index)
         return 0 if space is None else space.size
 
     def _get_region_io_fds(self, message: Message) -> bytes:
-        request = self._parse(message, p.RegionIoFds, 16)
-        if request.index >= p.NUM_REGIONS or request.flags or request.count:
+        request = self._parse(message, p.RegionIoFds, p.REGION_IO_FDS_SIZE)
+        if not self._region_size(request.index) or request.flags or request.count:
             raise _invalid(f"region {request.index}, flags {request.flags:#x}, count {request.count}")
-        reply: bytes = p.RegionIoFds.build(
-            {"argsz": 16, "flags": 0, "index": request.index, "count": 0, "sub_regions": b""}
+        if request.argsz > p.MAX_MESSAGE_SIZE:
+            raise _invalid(f"argsz {request.argsz}")
+        doorbells = [bell for bell in self.device.doorbells if bell.bar == request.index]
+        doorbells = doorbells[: self.capabilities["max_msg_fds"]]
+        entry = p.SubRegionIoFd.sizeof()
+        needed = p.REGION_IO_FDS_SIZE + entry * len(doorbells)
+        reply = {"argsz": needed, "flags": 0, "index": request.index, "count": 0, "sub_regions": b""}
+        if request.argsz >= needed and doorbells:
+            reply["count"] = len(doorbells)
+            reply["sub_regions"] = b"".join(self._sub_region(bell) for bell in doorbells)
+        built: bytes = p.RegionIoFds.build(reply)
+        return built
+
+    def _sub_region(self, doorbell: Doorbell) -> bytes:
+        fd = self._ioeventfds.get(doorbell)
+        if fd is None:
+            fd = self._ioeventfds[doorbell] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.reply_fds.append(os.dup(fd))
+        match = doorbell.datamatch
+        io = any(bar.io for bar in self.device.bars if bar.index == doorbell.bar)
+        built: bytes = p.SubRegionIoFd.build(
+            {
+                "offset": doorbell.offset,
+                "size": doorbell.size,
+                "fd_index": len(self.reply_fds) - 1,
+                "type": p.IO_FD_TYPE_IOEVENTFD,
+                "flags": (p.IOEVENTFD_PIO if io else 0) | (p.IOEVENTFD_DATAMATCH if match is not None else 0),
+                "datamatch": match or 0,
+            }
         )
-        return reply
+        return built
+
+    def _rung(self, doorbell: Doorbell) -> None:
+        """The client signalled instead of writing."""
+        try:
+            self._bars[doorbell.bar].write(doorbell.offset, doorbell.size, doorbell.datamatch or 0)
+        except Exception:
+            self.show_fault()
 
     def _get_irq_info(self, message: Message) -> bytes:
         request = self._parse(message, p.IrqInfo)
@@ -249,6 +346,11 @@ class Endpoint:
         size = self._region_size(region)
         if not size or count > p.MAX_DATA_XFER_SIZE or offset + count > size:
             raise _invalid(f"region {region} has {size:#x} bytes, not {offset:#x}+{count:#x}")
+
+    def _check_settled(self) -> None:
+        """A device whose state is read, or replaced, takes no writes."""
+        if self.migration is not None and not self.migration.settled:
+            raise _invalid(f"a write in migration state {self.migration.state.name}")
 
     def _region_read(self, message: Message) -> bytes:
         payload = message.payload[: p.REGION_ACCESS.size]
@@ -273,6 +375,7 @@ class Endpoint:
         if len(payload) != p.REGION_ACCESS.size + count:
             raise _invalid(f"{len(payload)} bytes of payload for a write of {count}")
         self._check_access(region, offset, count)
+        self._check_settled()
         self.writing.append(message)
         try:
             self._write(region, offset, payload[p.REGION_ACCESS.size :])
@@ -310,6 +413,7 @@ class Endpoint:
             if size > 8:
                 raise _invalid(f"a write of {size} bytes among several")
             self._check_access(region, offset, size)
+        self._check_settled()
         for offset, region, size, data in writes:
             self._write(region, offset, data[:size])
         return payload[:8]
@@ -320,7 +424,32 @@ class Endpoint:
         except Exception as error:
             raise self._fault() from error
         self.interrupts.reset()
+        if self.migration is not None:
+            self.migration.abandon()
         return b""
+
+    # Features and migration.
+
+    def _device_feature(self, message: Message) -> bytes:
+        request = self._parse(message, p.DeviceFeature, p.DEVICE_FEATURE_SIZE)
+        return self._guarded(lambda: self.features.handle(request, message.payload))
+
+    def _mig_data_read(self, message: Message) -> bytes:
+        request = self._parse(message, p.MigData, p.MIG_DATA_SIZE)
+        return self._guarded(lambda: self.features.mig_data_read(request))
+
+    def _mig_data_write(self, message: Message) -> bytes:
+        request = self._parse(message, p.MigData, p.MIG_DATA_SIZE)
+        return self._guarded(lambda: self.features.mig_data_write(request))
+
+    def _guarded(self, operation: Callable[[], bytes]) -> bytes:
+        """An operation that runs the device's own code."""
+        try:
+            return operation()
+        except (OSError, construct.ConstructError, struct.error):
+            raise
+        except Exception as error:
+            raise self._fault() from error
 
 
 def _accesses(region: int, offset: int, count: int) -> list[tuple[int, int]]:

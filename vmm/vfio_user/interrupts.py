@@ -1,8 +1,11 @@
-"""INTx over eventfds: a level made of edges, as the server of a device keeps it.
+"""Interrupts over eventfds, as the server of a device keeps them: INTx, a level made of edges, and messages.
 
-The trigger eventfd is signalled once, and then the interrupt is masked until the client unmasks it: by a message, or
-through the unmask eventfd, which KVM signals at the guest's EOI. If the level is still high then, the trigger is
-signalled again, so no interrupt is lost, and none comes for a level that went low meanwhile.
+The trigger eventfd of INTx is signalled once, and then the interrupt is masked until the client unmasks it: by a
+message, or through the unmask eventfd, which KVM signals at the guest's EOI. If the level is still high then, the
+trigger is signalled again, so no interrupt is lost, and none comes for a level that went low meanwhile.
+
+A vector of MSI or MSI-X is an event: its eventfd is signalled each time. One that comes while the client has the vector
+masked is kept, once, until it unmasks.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import contextlib
 import errno
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vmm.vfio_user.protocol import (
@@ -20,6 +24,8 @@ from vmm.vfio_user.protocol import (
     IRQ_INFO_MASKABLE,
     IRQ_INFO_NORESIZE,
     IRQ_INTX,
+    IRQ_MSI,
+    IRQ_MSIX,
     IRQ_REQ,
     IRQ_SET_ACTION_MASK,
     IRQ_SET_ACTION_TRIGGER,
@@ -38,6 +44,8 @@ if TYPE_CHECKING:
 
 _DATA = (IRQ_SET_DATA_NONE, IRQ_SET_DATA_BOOL, IRQ_SET_DATA_EVENTFD)
 _ACTIONS = (IRQ_SET_ACTION_MASK, IRQ_SET_ACTION_UNMASK, IRQ_SET_ACTION_TRIGGER)
+_MESSAGES = (IRQ_MSI, IRQ_MSIX)
+_INTX_TRIGGER = (IRQ_INTX, IRQ_SET_ACTION_TRIGGER, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +64,29 @@ def _invalid(what: str) -> OSError:
 
 
 class Interrupts:
-    """INTx, and the eventfds of the error and request interrupts. There is no MSI. `has_intx`: the device has a pin."""
+    """All interrupts of a function. `has_intx`: it has a pin; `msi`, `msix`: how many vectors it has of each."""
 
-    def __init__(self, has_intx: bool) -> None:
-        self.counts = [int(has_intx), 0, 0, 1, 1]
+    def __init__(self, has_intx: bool, msi: int = 0, msix: int = 0) -> None:
+        self.counts = [int(has_intx), msi, msix, 1, 1]
         self.level = False
         self.masked = False
-        self._fds: dict[tuple[int, int], int] = {}
-        """Eventfds by index and action; ours."""
+        self._fds: dict[tuple[int, int, int], int] = {}
+        """Eventfds by index, action and vector; ours."""
+        self._vectors_masked: set[tuple[int, int]] = set()
+        self._vectors_pending: set[tuple[int, int]] = set()
+        """What came while masked, as (index, vector)."""
+        self.watched: dict[int, Callable[[], None]] = {}
+        """Eventfds that the client signals, and what to do when they are readable."""
 
     def info(self, index: int) -> tuple[int, int]:
         """(flags, count) of DEVICE_GET_IRQ_INFO. OSError EINVAL for an index there is not."""
         if not 0 <= index < NUM_IRQS:
             raise _invalid(f"irq index {index}")
         flags = IRQ_INFO_EVENTFD
-        flags |= IRQ_INFO_MASKABLE | IRQ_INFO_AUTOMASKED if index == IRQ_INTX else IRQ_INFO_NORESIZE
+        if index == IRQ_INTX:
+            flags |= IRQ_INFO_MASKABLE | IRQ_INFO_AUTOMASKED
+        else:
+            flags |= IRQ_INFO_NORESIZE | (IRQ_INFO_MASKABLE if index in _MESSAGES else 0)
         return flags, self.counts[index]
 
     # The device's side.
@@ -83,7 +99,7 @@ class Interrupts:
     def evaluate(self) -> None:
         """Signal the trigger if the level is to be told."""
         if self.level and not self.masked:
-            fd = self._fds.get((IRQ_INTX, IRQ_SET_ACTION_TRIGGER))
+            fd = self._fds.get(_INTX_TRIGGER)
             if fd is not None:
                 self.masked = True
                 _signal(fd)
@@ -97,28 +113,28 @@ class Interrupts:
         """Keep quiet until unmasked."""
         self.masked = True
 
+    def send(self, index: int, vector: int) -> None:
+        """The device's message: a vector of MSI or MSI-X."""
+        if (index, vector) in self._vectors_masked:
+            self._vectors_pending.add((index, vector))
+        else:
+            self._signal(index, vector)
+
     def reset(self) -> None:
-        """Not masked; eventfds stay."""
+        """Nothing masked, no message pending; eventfds stay."""
+        self._vectors_masked.clear()
+        self._vectors_pending.clear()
         self.masked = False
         self.evaluate()
 
     def request_release(self) -> None:
         """Ask the client to let go of the device."""
-        fd = self._fds.get((IRQ_REQ, IRQ_SET_ACTION_TRIGGER))
+        self._signal(IRQ_REQ, 0)
+
+    def _signal(self, index: int, vector: int) -> None:
+        fd = self._fds.get((index, IRQ_SET_ACTION_TRIGGER, vector))
         if fd is not None:
             _signal(fd)
-
-    # Eventfds that the client signals.
-
-    def watched(self) -> dict[int, Callable[[], None]]:
-        """Descriptors to poll, and what to call when they are readable."""
-        found: dict[int, Callable[[], None]] = {}
-        for (_, action), fd in self._fds.items():
-            if action == IRQ_SET_ACTION_UNMASK:
-                found[fd] = self.unmask
-            elif action == IRQ_SET_ACTION_MASK:
-                found[fd] = self.mask
-        return found
 
     # The client's side.
 
@@ -126,19 +142,32 @@ class Interrupts:
         """DEVICE_SET_IRQS. Takes what it keeps out of `fds`. OSError EINVAL for what makes no sense."""
         self._check(request, fds)
         kind, action = request.flags & IRQ_SET_DATA_MASK, request.flags & IRQ_SET_ACTIONS
+        vectors = range(request.start, request.start + request.count)
         if not request.count:
             self._disable(request.index)
         elif kind == IRQ_SET_DATA_EVENTFD:
-            self._attach(request.index, action, fds.pop() if fds else None)
-        elif kind == IRQ_SET_DATA_NONE or request.data[0]:
-            if action == IRQ_SET_ACTION_TRIGGER:
-                fd = self._fds.get((request.index, action))
-                if fd is not None:
-                    _signal(fd)  # loopback
-            elif action == IRQ_SET_ACTION_UNMASK:
+            for vector in vectors:
+                self._attach(request.index, action, vector, fds.pop(0) if fds else None)
+        else:
+            for vector in vectors:
+                if kind == IRQ_SET_DATA_NONE or request.data[vector - request.start]:
+                    self._act(request.index, action, vector)
+
+    def _act(self, index: int, action: int, vector: int) -> None:
+        if action == IRQ_SET_ACTION_TRIGGER:
+            self._signal(index, vector)  # loopback
+        elif index == IRQ_INTX:
+            if action == IRQ_SET_ACTION_UNMASK:
                 self.unmask()
             else:
                 self.mask()
+        elif action == IRQ_SET_ACTION_MASK:
+            self._vectors_masked.add((index, vector))
+        else:
+            self._vectors_masked.discard((index, vector))
+            if (index, vector) in self._vectors_pending:
+                self._vectors_pending.discard((index, vector))
+                self._signal(index, vector)
 
     def _check(self, request: IrqSetRequest, fds: list[int]) -> None:
         flags, index, start, count, data = request.flags, request.index, request.start, request.count, request.data
@@ -163,20 +192,28 @@ class Interrupts:
         if kind == IRQ_SET_DATA_BOOL and len(data) != count:
             raise _invalid(f"{len(data)} bytes of data for {count}")
 
-    def _attach(self, index: int, action: int, fd: int | None) -> None:
-        old = self._fds.pop((index, action), None)
-        if old is not None:
-            os.close(old)
+    def _attach(self, index: int, action: int, vector: int, fd: int | None) -> None:
+        self._detach((index, action, vector))
         if fd is not None:
             os.set_blocking(fd, False)  # a full counter must not stop us
-            self._fds[index, action] = fd
+            self._fds[index, action, vector] = fd
+            if action != IRQ_SET_ACTION_TRIGGER:
+                self.watched[fd] = partial(self._act, index, action, vector)
         if index == IRQ_INTX and action == IRQ_SET_ACTION_TRIGGER:
             self.masked = False
             self.evaluate()
 
+    def _detach(self, key: tuple[int, int, int]) -> None:
+        fd = self._fds.pop(key, None)
+        if fd is not None:
+            self.watched.pop(fd, None)
+            os.close(fd)
+
     def _disable(self, index: int) -> None:
         for key in [key for key in self._fds if key[0] == index]:
-            os.close(self._fds.pop(key))
+            self._detach(key)
+        for known in (self._vectors_masked, self._vectors_pending):
+            known -= {vector for vector in known if vector[0] == index}
         if index == IRQ_INTX:
             self.masked = False
 

@@ -67,8 +67,12 @@ MAX_DATA_XFER_SIZE: Final = 1 << 20
 MAX_MESSAGE_SIZE: Final = HEADER_SIZE + 16 + MAX_DATA_XFER_SIZE
 MAX_MSG_FDS: Final = 8
 """Descriptors that a message to us may carry. QEMU refuses a server that says more than 16."""
+MAX_FDS_OF_A_PEER: Final = 1024
+"""A peer that says it takes more descriptors than this is mistaken: the kernel carries 253."""
 MAX_DMA_MAPS: Final = 65535
 PAGE_SIZE: Final = 4096
+MAX_BITMAP_SIZE: Final = MAX_DATA_XFER_SIZE - 64
+"""The largest bitmap of dirty pages that is made, in bytes: it goes in one message."""
 CHUNK: Final = 1 << 16
 """What is sent in one message of bulk data: more would not fit into the buffer of a UNIX socket at once."""
 
@@ -76,6 +80,7 @@ CHUNK: Final = 1 << 16
 
 Version = c.Struct("major" / c.Int16ul, "minor" / c.Int16ul, "data" / c.GreedyBytes)
 """`data`: JSON {"capabilities": {...}} and a NUL, or nothing."""
+VERSION_SIZE: Final = 4
 
 CAPABILITY_DEFAULTS: Final = {
     "max_msg_fds": 1,
@@ -140,7 +145,11 @@ RegionIoFds = c.Struct(
     "count" / c.Int32ul,
     "sub_regions" / c.GreedyBytes,
 )
-IO_FD_TYPE_IOEVENTFD, IO_FD_TYPE_IOREGIONFD = 0, 1
+REGION_IO_FDS_SIZE: Final = 16
+IO_FD_TYPE_IOEVENTFD, IO_FD_TYPE_IOREGIONFD, IO_FD_TYPE_SHADOW_IOEVENTFD = 0, 1, 2
+"""libvfio-user has the last one, in a structure of its own."""
+IOEVENTFD_DATAMATCH, IOEVENTFD_PIO = 1, 2
+"""`flags` of an ioeventfd, as of KVM_IOEVENTFD."""
 SubRegionIoFd = c.Struct(
     "offset" / c.Int64ul,
     "size" / c.Int64ul,
@@ -150,7 +159,18 @@ SubRegionIoFd = c.Struct(
     "padding" / c.Default(c.Int32ul, 0),
     "datamatch" / c.Int64ul,
 )
-"""`datamatch` is `user_data` of an ioregionfd."""
+"""`datamatch` is `user_data` of an ioregionfd. A reply tells how far its entries are apart: (argsz - 16) / count."""
+LibvfioUserSubRegionIoFd = c.Struct(
+    "offset" / c.Int64ul,
+    "size" / c.Int64ul,
+    "fd_index" / c.Int32ul,
+    "type" / c.Int32ul,
+    "flags" / c.Int32ul,
+    "shadow_mem_fd_index" / c.Int32ul,
+    "shadow_offset" / c.Int64ul,
+    "datamatch" / c.Int64ul,
+)
+"""What libvfio-user has instead, 48 bytes; `fd_index` 0xffffffff: a sub-region without a descriptor."""
 
 IRQ_INTX, IRQ_MSI, IRQ_MSIX, IRQ_ERR, IRQ_REQ, NUM_IRQS = 0, 1, 2, 3, 4, 5
 IRQ_INFO_EVENTFD, IRQ_INFO_MASKABLE, IRQ_INFO_AUTOMASKED, IRQ_INFO_NORESIZE = 1, 2, 4, 8
@@ -186,9 +206,25 @@ RegionWriteMultiReply = c.Struct("wr_cnt" / c.Int64ul)
 
 # Features and migration.
 
+
+class MigrationState(enum.IntEnum):
+    """`device_state`: where a device is in a migration. The P2P states are not used over sockets."""
+
+    ERROR = 0
+    STOP = 1
+    RUNNING = 2
+    STOP_COPY = 3
+    RESUMING = 4
+    RUNNING_P2P = 5
+    PRE_COPY = 6
+    PRE_COPY_P2P = 7
+
+
+MIGRATION_STOP_COPY, MIGRATION_P2P, MIGRATION_PRE_COPY = 1, 2, 4
 FEATURE_MASK, FEATURE_GET, FEATURE_SET, FEATURE_PROBE = 0xFFFF, 0x10000, 0x20000, 0x40000
 FEATURE_MIGRATION, FEATURE_MIG_DEVICE_STATE = 1, 2
 FEATURE_DMA_LOGGING_START, FEATURE_DMA_LOGGING_STOP, FEATURE_DMA_LOGGING_REPORT = 6, 7, 8
+DEVICE_FEATURE_SIZE: Final = 8
 DeviceFeature = c.Struct("argsz" / c.Int32ul, "flags" / c.Int32ul, "data" / c.GreedyBytes)
 FeatureMigration = c.Struct("flags" / c.Int64ul)
 FeatureMigDeviceState = c.Struct("device_state" / c.Int32ul, "data_fd" / c.Int32sl)
@@ -209,6 +245,7 @@ FEATURE_DATA: Final = {
     FEATURE_DMA_LOGGING_REPORT: FeatureDmaLoggingReport,
 }
 """What `DeviceFeature.data` is, by feature."""
+MIG_DATA_SIZE: Final = 8
 MigData = c.Struct("argsz" / c.Int32ul, "size" / c.Int32ul, "data" / c.GreedyBytes)
 """`size` says how much of `data` counts."""
 
@@ -272,9 +309,14 @@ def error_bytes(msg_id: int, command: int, error: int) -> bytes:
 def parse_capabilities(data: bytes) -> dict[str, Any]:
     """The capabilities in the JSON of a VERSION, with defaults for what is not there. ValueError if it is damaged.
 
-    `twin_socket` becomes the index of its descriptor, or None if there is no second socket.
+    `twin_socket` becomes the index of its descriptor, or None if there is no second socket; `migration` becomes the
+    page size that dirty pages are counted in, or None if the peer does not speak of migration.
     """
-    found: dict[str, Any] = {**CAPABILITY_DEFAULTS, "twin_socket": None}
+    found: dict[str, Any] = {**CAPABILITY_DEFAULTS, "twin_socket": None, "migration": None}
+    if not data:
+        return found
+    if data[-1]:
+        raise ValueError("the version data does not end with NUL")
     text = data.rstrip(b"\0")
     if not text:
         return found
@@ -287,10 +329,16 @@ def parse_capabilities(data: bytes) -> dict[str, Any]:
         raise ValueError("capabilities are no JSON object")
     for name, default in CAPABILITY_DEFAULTS.items():
         value = given.get(name, default)
-        if type(value) is not type(default) or (name == "max_data_xfer_size" and not 0 < value < 1 << 32) or value < 0:
+        if type(value) is not type(default) or value < 0:
             raise ValueError(f"capability {name}: {value!r}")
         found[name] = value
+    if not 0 < found["max_data_xfer_size"] < 1 << 32 or found["max_msg_fds"] > MAX_FDS_OF_A_PEER:
+        raise ValueError(
+            f"a peer that takes {found['max_data_xfer_size']} bytes and {found['max_msg_fds']} descriptors"
+        )
     found["twin_socket"] = _twin_socket(given.get("twin_socket", {}))
+    if "migration" in given:
+        found["migration"] = _migration(given["migration"])
     return found
 
 
@@ -301,3 +349,13 @@ def _twin_socket(given: Any) -> int | None:
     if type(index) is not int or index < 0:
         raise ValueError(f"capability twin_socket: fd_index {index!r}")
     return index if given.get("supported") is True else None
+
+
+def _migration(given: Any) -> int:
+    """The capability that the specification does not list and every implementation has."""
+    if not isinstance(given, dict):
+        raise ValueError(f"capability migration: {given!r}")
+    size = given.get("pgsize", PAGE_SIZE)
+    if type(size) is not int or size < PAGE_SIZE or size & (size - 1):
+        raise ValueError(f"capability migration: pgsize {size!r}")
+    return size

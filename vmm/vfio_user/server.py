@@ -68,6 +68,7 @@ class Server:
         self._held: deque[Message] = deque()
         """Commands that wait for the access at hand to end."""
         self._handling = 0
+        self._frozen = False
         self._stopped = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
@@ -85,11 +86,19 @@ class Server:
         device.bus = bus = PciBus("vfio-user")
         # Devices reach memory by `read` and `write`, which is what both have.
         device.realize(HostBoard(cast("GuestMemory", self.memory), self.clock, self.trace))
-        endpoint = Endpoint(device, self.memory)
+        endpoint = Endpoint(device, self.memory, self._set_running)
         endpoint.make_twin = self._make_twin
         if device.interrupt_pin:
             bus.pirqs[pirq_of(device.devfn, device.interrupt_pin)].connect(endpoint.interrupts.set_level)
         return endpoint
+
+    def _set_running(self, running: bool) -> None:
+        """A client migrates the device: its timers stand still, or go on."""
+        self._frozen = not running
+        if running:
+            self.clock.resume()
+        else:
+            self.clock.stop()
 
     @property
     def connected(self) -> bool:
@@ -111,7 +120,7 @@ class Server:
     def turn(self, timeout: float | None = 0) -> None:
         """Wait until there is something to do, for `timeout` seconds at most, and do it."""
         self._run_timers()
-        due = self.clock.next_deadline()
+        due = None if self._frozen else self.clock.next_deadline()
         if due is not None:
             left = max(0, due - self.clock.now()) / 1e9
             timeout = left if timeout is None else min(timeout, left)
@@ -120,7 +129,7 @@ class Server:
         if self._connection is not None:
             # Also when only an eventfd is ready: what the client sent before it signalled comes first.
             self._serve(BATCH)
-        for fd, action in self.endpoint.interrupts.watched().items():
+        for fd, action in list(self.endpoint.watched().items()):
             if fd in ready and consume(fd):
                 action()
         if self._listener.fileno() in ready:
@@ -129,6 +138,8 @@ class Server:
             consume(self._wake)
 
     def _run_timers(self) -> None:
+        if self._frozen:
+            return
         try:
             self.clock.run_due()
         except Exception:
@@ -144,7 +155,7 @@ class Server:
             pass  # it is cleared up next
         elif self._connection is not None:
             poller.register(self._connection, select.POLLIN)
-            for fd in self.endpoint.interrupts.watched():
+            for fd in self.endpoint.watched():
                 poller.register(fd, select.POLLIN)
         return {fd for fd, _ in poller.poll(None if timeout is None else timeout * 1000)}
 
