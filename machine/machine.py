@@ -60,6 +60,8 @@ class MachineConfig:
     """What a machine is made from. Sizes in bytes; paths as given by the user."""
 
     ram_size: int = 128 << 20
+    ram_given: bool = False
+    """Somebody asked for that size."""
     cpus: int = 1
     max_cpus: int | None = None
     accel: str = "tcg"
@@ -87,6 +89,8 @@ class MachineConfig:
     no_shutdown: bool = False
     panic: str = "shutdown"
     """What a panic of the guest leads to: `none`, `pause`, `shutdown` or `exit-failure`."""
+    watchdog: str = "reset"
+    """What a watchdog's end leads to: `reset`, `shutdown`, `poweroff`, `pause`, `debug`, `none` or `inject-nmi`."""
     name: str | None = None
     uuid: str = "00000000-0000-0000-0000-000000000000"
     rtc_base: str = "utc"
@@ -130,6 +134,7 @@ class Machine:
         """Devices of the board, in the order of their making."""
         self.objects: dict[str, Any] = {}
         self.blocks = self.config.blocks
+        self.watchdog_action = self.config.watchdog
         self.buses: dict[str, plug.Bus] = {}
         self._anonymous_numbers = itertools.count()
         self.warnings: list[str] = []

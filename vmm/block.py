@@ -106,6 +106,11 @@ class FileImage:
             offset += piece
             length -= piece
 
+    def resize(self, size: int) -> None:
+        """Make the file longer or shorter. OSError if the host could not; a block device has the size it has."""
+        os.ftruncate(self._fd, size)
+        self.size = size
+
     def flush(self) -> None:
         """Wait until everything written is on the medium. OSError if the host could not do it."""
         if not self.readonly:

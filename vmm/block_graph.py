@@ -22,7 +22,7 @@ from vmm.block import FileImage
 from vmm.errors import ConfigError, InUse
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     Buffers = Sequence[memoryview | bytearray]
     Data = Sequence[bytes | memoryview | bytearray]
@@ -68,6 +68,10 @@ class NullImage:
 
     def flush(self) -> None:
         """There is nothing."""
+
+    def resize(self, size: int) -> None:
+        """Another size."""
+        self.size = size
 
     def close(self) -> None:
         """There is nothing."""
@@ -169,6 +173,7 @@ class Node:
         self.named = named
         """Made by -blockdev or blockdev-add as a node of its own; blockdev-del may delete it."""
         self.user = ""
+        self.device: BlockUse | None = None
         self.cache: dict[str, bool] = {"writeback": True, "direct": False, "no-flush": False}
         self.detect_zeroes = "off"
 
@@ -208,19 +213,28 @@ class BlockUse:
         self.size = node.image.size
         self.readonly = readonly
         node.user = holder
+        node.device = self
+        self.on_resize: Callable[[], None] = lambda: None
+        """Called when `size` has changed."""
         # As cheap as the image itself.
         self.read = node.image.read
         self.write = node.image.write
         self.write_zeroes = node.image.write_zeroes
         self.flush = node.image.flush
 
+    def resized(self, size: int) -> None:
+        """The image has another size."""
+        self.size = size
+        self.on_resize()
+
     def close(self) -> None:
         """A second close does nothing."""
-        if self.node.user:
+        if self.node.device is self:
             with suppress(OSError):  # the host could not: nobody is left to be told
                 if not self.readonly:
                     self.node.image.flush()
             self.node.user = ""
+            self.node.device = None
 
 
 class BlockGraph:
@@ -276,6 +290,20 @@ class BlockGraph:
                 f"bytes; round it up: truncate -s %{sector_size} '{node.image.path}'"
             )
         return BlockUse(node, holder, readonly)
+
+    def resize(self, name: str, size: int) -> None:
+        """block_resize. ConfigError if there is no such drive or node, or it cannot have that size."""
+        node = self.drives.get(name) or self.nodes.get(name)
+        if node is None:
+            raise ConfigError(f"Cannot find device='{name}' nor node-name='{name}'")
+        if not isinstance(node.image, FileImage | NullImage) or node.image.readonly or size <= 0:
+            raise ConfigError(f"Image of '{name}' cannot be resized to {size} bytes")
+        try:
+            node.image.resize(size)
+        except OSError as error:
+            raise ConfigError(f"Failed to resize '{name}': {error.strerror}") from error
+        if node.device is not None:
+            node.device.resized(size)
 
     def readonly(self, name: str) -> bool:
         """Whether a drive or node can only be read; False if there is none."""

@@ -156,6 +156,9 @@ class CharBackend:
         """Copy all output to a file too. ConfigError if it cannot be opened."""
         self.log = _open(self.id, path, "ab" if append else "wb")
 
+    def hang_up(self) -> None:
+        """Cut the connection to the other side, where there is one."""
+
     def send_break(self) -> None:
         """chardev-send-break."""
         self._event("break")
@@ -165,6 +168,39 @@ class CharBackend:
             self.open = event == "opened"
         if self.frontend is not None:
             self.frontend.char_event(event)
+
+
+class Chardevs(dict[str, CharBackend]):
+    """The character devices of a machine, by id. Once `serve` was called, a new one is served at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def add(self, backend: CharBackend) -> None:
+        """Take one in. InUse if its id is taken; it is closed then."""
+        if backend.id in self:
+            backend.close()
+            raise InUse(f"Chardev with id '{backend.id}' already exists", holder=backend.id)
+        self[backend.id] = backend
+        if self._loop is not None:
+            backend.start(self._loop)
+
+    def remove(self, id: str) -> None:
+        """Close one and forget it."""
+        self.pop(id).close()
+
+    def serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Serve all from a loop."""
+        self._loop = loop
+        for backend in list(self.values()):
+            backend.start(loop)
+
+    def close(self) -> None:
+        """Close all."""
+        self._loop = None
+        for backend in self.values():
+            backend.close()
 
 
 class NullBackend(CharBackend):

@@ -11,9 +11,8 @@ from vmm.errors import InUse
 from vmm.qmp import char_monitor as module
 from vmm.qmp.char_monitor import CharMonitor
 from vmm.qmp.command import Command
-from vmm.qmp.commands import make_call
 from vmm.qmp.events import Events
-from vmm.qmp.server import Monitor
+from vmm.qmp.monitor import Monitor, make_call
 
 if TYPE_CHECKING:
     from vmm.chardev import CharEvent

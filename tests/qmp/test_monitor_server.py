@@ -16,9 +16,9 @@ from support.qmp_target import PACKAGE, FakeTarget
 from vmm.errors import ConfigError, InUse
 from vmm.qmp import server as server_module
 from vmm.qmp.command import Command
-from vmm.qmp.commands import make_call
 from vmm.qmp.events import Events
-from vmm.qmp.server import Monitor, MonitorServer, TcpAddress, UnixAddress
+from vmm.qmp.monitor import Monitor, make_call
+from vmm.qmp.server import MonitorServer, TcpAddress, UnixAddress
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

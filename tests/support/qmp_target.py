@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmm.block_graph import BlockGraph
+from vmm.chardev import Chardevs
 from vmm.errors import DeviceNotFound, InUse, QmpError
-from vmm.qmp.commands import make_call
 from vmm.qmp.events import Events
+from vmm.qmp.monitor import make_call
 from vmm.qmp.session import Session
 from vmm.qmp.target import CpuInfo, IrqChips, LedgerRow, MachineInfo, PropertyInfo, TypeInfo
 
@@ -47,6 +49,11 @@ class FakeTarget:
         self.pci_buses: list[PciInfo] = []
         self.cpu_infos: list[CpuInfo] = []
         self.rows: list[LedgerRow] = []
+        self.chardevs = Chardevs()
+        self.blocks = BlockGraph()
+        self.actions: dict[str, str] = {}
+        self.memory = bytes(range(256)) * 16
+        self.nmis = 0
 
     def status(self) -> str:
         return "prelaunch" if self.preconfig else self.run_state
@@ -133,6 +140,36 @@ class FakeTarget:
     def qom_list_types(self, implements: str | None, abstract: bool) -> list[TypeInfo]:
         types = [TypeInfo("edu", "pci-device"), TypeInfo("pci-device", "device", abstract=True)]
         return [info for info in types if implements in (None, "device", "pci-device") and abstract >= info.abstract]
+
+    def qom_list_properties(self, typename: str) -> list[PropertyInfo]:
+        return [PropertyInfo("type", "string"), *self.device_list_properties(typename)]
+
+    def object_properties(self, qom_type: str) -> list[PropertyInfo]:
+        return [PropertyInfo("size", "size"), PropertyInfo("share", "bool")] if qom_type in self.object_types() else []
+
+    def command_line_options(self) -> list[dict[str, Any]]:
+        return [{"option": "smp-opts", "parameters": [{"name": "cpus", "type": "number"}]}]
+
+    def hotpluggable_cpus(self) -> list[dict[str, Any]]:
+        raise QmpError("machine does not support hot-plugging CPUs")
+
+    def cpu_models(self) -> list[str]:
+        return ["qemu64"]
+
+    def memory_size(self) -> int:
+        return len(self.memory)
+
+    def read_memory(self, address: int, size: int) -> bytes:
+        return self.memory[address : address + size]
+
+    def memdevs(self) -> list[dict[str, Any]]:
+        return []
+
+    def inject_nmi(self) -> None:
+        self.nmis += 1
+
+    def set_action(self, event: str, action: str) -> None:
+        self.actions[event] = action
 
     def pci(self) -> list[PciInfo]:
         return self.pci_buses

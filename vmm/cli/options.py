@@ -562,3 +562,8 @@ def _columns(start: str, text: str, column: int = 34) -> Iterator[str]:
         yield start
         start = ""
     yield f"{start:<{column}}{text}"
+
+
+def parameters_of_options() -> list[dict[str, Any]]:
+    """`query-command-line-options`: the options that take parameters, and which."""
+    return []

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from vmm.qmp.server import OUTPUT_LIMIT
+from vmm.qmp.monitor import OUTPUT_LIMIT
 
 if TYPE_CHECKING:
     from vmm.chardev import CharBackend, CharEvent
     from vmm.qmp.hmp_session import HmpSession
-    from vmm.qmp.server import Monitor
+    from vmm.qmp.monitor import Monitor
     from vmm.qmp.session import Session
 
 log = logging.getLogger(__name__)

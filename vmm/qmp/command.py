@@ -1,13 +1,15 @@
-"""The registry of QMP commands, and the declarative check of their arguments.
+"""The registry of QMP commands: each is declared once, with what it takes and what it returns.
 
-A command is a function `handler(call, arguments) -> reply` and a declaration of what it takes:
+A command is a function `handler(call, arguments) -> reply` and a declaration:
 
-    @GROUP.command("device_del", Arg("id", STR))
+    @GROUP.command("device_del", Arg("id", STR, doc="id or QOM path"))
     def device_del(call: Call, arguments: Arguments) -> None:
         call.target.device_del(str(arguments["id"]))
 
-Arguments are checked before the handler runs, in the declared order, and refused in QEMU's words. A handler returns
-what JSON can say (None stands for `{}`), or is an `async def`, and raises an error of `vmm.errors` to refuse.
+From the declaration come the check of arguments, `query-qmp-schema` (`vmm.qmp.introspect`), the reference and the type
+stubs (`vmm.qmp.document`). Arguments are checked before the handler runs, in the declared order, and refused in QEMU's
+words. A handler returns what JSON can say (None stands for `{}`), or is an `async def`, and raises an error of
+`vmm.errors` to refuse.
 """
 
 from __future__ import annotations
@@ -85,9 +87,10 @@ class Anything:
 
 
 class Enum(NamedTuple):
-    """One of a few strings."""
+    """One of a few strings. A type with a name is shown under it in the reference."""
 
     values: tuple[str, ...]
+    name: str = ""
 
     def check(self, value: object, path: str, name: str) -> None:
         """See `ArgType`. A bad element of a list is of parameter `null`, as recorded."""
@@ -115,6 +118,7 @@ class Struct(NamedTuple):
 
     members: tuple[Arg, ...]
     open: bool = False
+    name: str = ""
 
     def check(self, value: object, path: str, name: str) -> None:  # noqa: ARG002
         """See `ArgType`."""
@@ -138,12 +142,65 @@ class Struct(NamedTuple):
             raise QmpError(f"Parameter '{prefix}{unknown}' is unexpected")
 
 
+class Union(NamedTuple):
+    """An object whose further members depend on one of its own, `tag`: a member of `base` that is an `Enum`.
+
+    A value of the tag that is not in `variants` has no further members, or any if it is `open`.
+    """
+
+    name: str
+    base: tuple[Arg, ...]
+    tag: str
+    variants: Mapping[str, Struct]
+    open: bool = False
+
+    def check(self, value: object, path: str, name: str) -> None:  # noqa: ARG002
+        """See `ArgType`."""
+        if type(value) is not dict:
+            raise _mistyped(path, "object")
+        self.check_members(value, f"{path}.")
+
+    def check_members(self, given: Mapping[str, Any], prefix: str = "") -> None:
+        """As `Struct.check_members`: the base first, then what the tag's value asks for."""
+        Struct(self.base, open=True).check_members(given, prefix)
+        variant = self.variants.get(given.get(self.tag, ""), NOTHING)
+        Struct((*self.base, *variant.members), variant.open or self.open).check_members(given, prefix)
+
+
+class Alternate(NamedTuple):
+    """A string, or an object."""
+
+    name: str
+    string: ArgType
+    mapping: ArgType
+
+    def check(self, value: object, path: str, name: str) -> None:
+        """See `ArgType`."""
+        if type(value) is str:
+            self.string.check(value, path, name)
+        elif type(value) is dict:
+            self.mapping.check(value, path, name)
+        else:
+            raise _mistyped(path, self.name)
+
+
+class Later(NamedTuple):
+    """A type that is declared further down, for types that hold their own kind."""
+
+    type: Callable[[], ArgType]
+
+    def check(self, value: object, path: str, name: str) -> None:
+        """See `ArgType`."""
+        self.type().check(value, path, name)
+
+
 class Arg(NamedTuple):
-    """An argument, or a member of a `Struct`."""
+    """An argument, or a member of a `Struct`. `doc`: a clause for the reference."""
 
     name: str
     type: ArgType
     optional: bool = False
+    doc: str = ""
 
 
 STR: Final = Scalar(str, "string")
@@ -155,24 +212,67 @@ INT8, INT16, INT32 = (Integer(-(1 << b - 1), (1 << b - 1) - 1, f"int{b}_t") for 
 UINT8, UINT16, UINT32 = (Integer(0, (1 << b) - 1, f"uint{b}_t") for b in (8, 16, 32))
 UINT64: Final = Integer(0, (1 << 64) - 1, "uint64")
 SIZE: Final = UINT64
+NOTHING: Final = Struct(())
 
 
 class Command(NamedTuple):
-    """A command. `oob`: it may run out of band, before those that wait; `preconfig`: also before the machine is."""
+    """A command. `oob`: it may run out of band, before those that wait; `preconfig`: also before the machine is.
+
+    `returns` None stands for `{}`. `checked` False: the handler checks its arguments itself, `args` only tells of them.
+    """
 
     name: str
     handler: Handler
-    args: Struct = Struct(())
+    args: Struct | Union = NOTHING
     oob: bool = False
     preconfig: bool = False
+    returns: ArgType | None = None
+    checked: bool = True
+    features: tuple[str, ...] = ()
 
 
-class Call(NamedTuple):
-    """What a handler is given besides its arguments. `version` is the reply of `query-version`."""
+class EventType(NamedTuple):
+    """An event. `period_ms`: of several with the same `key` in this time only the first and the last are sent."""
 
-    target: MachineTarget
-    registry: Registry
-    version: Mapping[str, Any]
+    name: str
+    doc: str
+    data: Struct = NOTHING
+    period_ms: int = 0
+    key: str = ""
+    """The member of the data that tells one source of such events from another; empty: there is one source."""
+
+
+class Call:
+    """What a handler is given besides its arguments. `version` is the reply of `query-version`.
+
+    The registry, when it is the standard one, is made when it is first asked for: a greeting needs none.
+    """
+
+    __slots__ = ("_registry", "_target", "version")
+
+    def __init__(self, target: MachineTarget | None, registry: Registry | None, version: Mapping[str, Any]) -> None:
+        self._target = target
+        self._registry = registry
+        self.version = version
+
+    @property
+    def target(self) -> MachineTarget:
+        """The machine. Nothing is executed before there is one."""
+        assert self._target is not None, "a monitor runs its first command when its machine is there"
+        return self._target
+
+    @target.setter
+    def target(self, target: MachineTarget) -> None:
+        self._target = target
+
+    @property
+    def registry(self) -> Registry:
+        """The commands."""
+        if self._registry is None:
+            from vmm.qmp.commands import standard_registry
+
+            self._registry = standard_registry()
+        return self._registry
 
 
 class CommandGroup:
@@ -182,12 +282,22 @@ class CommandGroup:
         self.commands: list[Command] = []
 
     def command(
-        self, name: str, *args: Arg, oob: bool = False, preconfig: bool = False, open: bool = False
+        self,
+        name: str,
+        *args: Arg,
+        returns: ArgType | None = None,
+        oob: bool = False,
+        preconfig: bool = False,
+        union: Union | None = None,
+        checked: bool = True,
+        features: tuple[str, ...] = (),
     ) -> Callable[[Handler], Handler]:
-        """Declare the decorated function as a command. `open`: it takes arguments beyond those declared."""
+        """Declare the decorated function as a command. `union`: what it takes, if that is no list of arguments."""
 
         def declare(handler: Handler) -> Handler:
-            self.commands.append(Command(name, handler, Struct(args, open), oob, preconfig))
+            self.commands.append(
+                Command(name, handler, union or Struct(args), oob, preconfig, returns, checked, features)
+            )
             return handler
 
         return declare

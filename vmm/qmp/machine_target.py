@@ -10,11 +10,10 @@ from devices import lapic_registers as registers
 from machine import qom, registry
 from machine.pc import ISA_IRQS, PcMachine
 from vmm import VERSION
-from vmm.errors import ConfigError
-from vmm.qmp.commands import make_call
+from vmm.chardev import Chardevs
+from vmm.errors import ConfigError, QmpError
 from vmm.qmp.events import Events
-from vmm.qmp.host_kernel import HostKernel
-from vmm.qmp.server import Monitor
+from vmm.qmp.monitor import Monitor, make_call
 from vmm.qmp.target import (
     CpuInfo,
     IoapicInfo,
@@ -29,10 +28,12 @@ from vmm.qmp.target import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from devices.pci.info import PciInfo
     from machine.machine import Machine
+    from vmm.block_graph import BlockGraph
+    from vmm.qmp.host_kernel import HostKernel
 
 _LVT_NAMES = {
     registers.LVT_CMCI: "cmci",
@@ -54,6 +55,25 @@ def monitor_of(machine: Machine, mode: str = "control", pretty: bool = False) ->
     machine.on_event(lambda name, data: events.emit(name, data or None))
     call = make_call(MachineMonitor(machine), f"vintx {VERSION}")
     return Monitor(call, events, mode, pretty)
+
+
+def _is_memory(qom_type: str) -> bool:
+    return qom_type.startswith("memory-backend-")
+
+
+def _memdev(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of query-memdev."""
+    return {
+        "id": name,
+        "size": values["size"],
+        "merge": values.get("merge", True),
+        "dump": values.get("dump", True),
+        "prealloc": values.get("prealloc", False),
+        "share": values.get("share", False),
+        "reserve": values.get("reserve", True),
+        "host-nodes": [],
+        "policy": "default",
+    }
 
 
 class MachineMonitor:
@@ -168,6 +188,90 @@ class MachineMonitor:
     def qom_list_types(self, implements: str | None, abstract: bool) -> Sequence[TypeInfo]:
         return [TypeInfo(t.name, t.parent, t.abstract) for t in qom.types(implements, abstract)]
 
+    def qom_list_properties(self, typename: str) -> Sequence[PropertyInfo]:
+        common = [PropertyInfo("type", "string")]
+        if typename.endswith("-machine") and typename.removesuffix("-machine") in registry.machine_names():
+            known = registry.machine_type(typename.removesuffix("-machine")).properties
+            return common + [PropertyInfo(p.name, p.type_name, p.description, p.default) for p in known]
+        if typename in registry.object_names():
+            return [*common, *self.object_properties(typename)]
+        if typename in registry.ABSTRACT_DEVICES:
+            return common
+        return [*common, *self.device_list_properties(typename)]
+
+    def object_properties(self, qom_type: str) -> Sequence[PropertyInfo]:
+        cls = registry.object_type(qom_type)
+        known = getattr(cls, "properties", ())
+        return [PropertyInfo(p.name, p.type_name, p.description, p.default) for p in known]
+
+    @property
+    def chardevs(self) -> Chardevs:
+        """The character devices of the machine's configuration."""
+        chardevs = self.machine.config.chardevs
+        if not isinstance(chardevs, Chardevs):
+            made = Chardevs()
+            made.update(chardevs)
+            self.machine.config.chardevs = chardevs = made
+        return chardevs
+
+    @property
+    def blocks(self) -> BlockGraph:
+        """The machine's."""
+        return self.machine.blocks
+
+    def command_line_options(self) -> list[dict[str, Any]]:
+        from vmm.cli.options import parameters_of_options
+
+        return parameters_of_options()
+
+    def hotpluggable_cpus(self) -> list[dict[str, Any]]:
+        query = getattr(self.machine, "hotpluggable_cpus", None)
+        if query is None:
+            raise ConfigError("machine does not support hot-plugging CPUs")
+        return list(query())
+
+    def cpu_models(self) -> Sequence[str]:
+        from machine.cpu_model import MODELS
+
+        return list(MODELS)
+
+    def memory_size(self) -> int:
+        return self.machine.memory.size
+
+    def read_memory(self, address: int, size: int) -> bytes:
+        memory = self.machine.memory
+        at = memory.locate(address, size)
+        if at < 0:
+            raise QmpError(f"Invalid addr 0x{address:016x}/size {size} specified")
+        return bytes(memory.view[at : at + size])
+
+    def memdevs(self) -> Sequence[dict[str, Any]]:
+        machine = self.machine
+        rows = [_memdev(name, made.values) for name, made in machine.objects.items() if _is_memory(made.qom_type)]
+        name = "pc.ram" if isinstance(machine, PcMachine) else "ram"
+        if isinstance(machine, PcMachine) or machine.config.ram_given:
+            rows.append(_memdev(name, {"size": machine.memory.size}))
+        return rows
+
+    def inject_nmi(self) -> None:
+        machine = self.machine
+        if not isinstance(machine, PcMachine):
+            raise QmpError("machine does not provide NMIs")
+        for processor in machine.processors.all:
+            processor.nmi()
+        machine.loop.wake()
+
+    def set_action(self, event: str, action: str) -> None:
+        config = self.machine.config
+        if event == "reboot":
+            config.no_reboot = action == "shutdown"
+        elif event == "shutdown":
+            config.no_shutdown = action == "pause"
+        elif event == "panic":
+            config.panic = action
+        else:
+            self.machine.watchdog_action = action
+
     def pci(self) -> Sequence[PciInfo]:
         return self.machine.query_pci()
 
@@ -219,6 +323,8 @@ class MachineMonitor:
             raise ConfigError("this machine type has no irqfds: use pc")
         kernel = _HOST_KERNELS.get(machine)
         if kernel is None:
+            from vmm.qmp.host_kernel import HostKernel
+
             kernel = HostKernel(machine.kvm, machine.files, machine.executor, machine.objects, machine.loop.wake)
             _HOST_KERNELS[machine] = kernel
         return kernel

@@ -23,21 +23,17 @@ import stat
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from vmm.errors import ConfigError, InUse
-from vmm.qmp.hmp_session import HmpSession
-from vmm.qmp.session import Session
+from vmm.qmp.monitor import OUTPUT_LIMIT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
-    from vmm.qmp.command import Call
-    from vmm.qmp.events import Events
+    from vmm.qmp.monitor import Monitor
 
 log = logging.getLogger(__name__)
 
 HIGH_WATER: Final = 1 << 20
 """Bytes that may wait for a client before its commands wait too."""
-OUTPUT_LIMIT: Final = 16 << 20
-"""Bytes that may wait for a client before it is disconnected."""
 BACKLOG: Final = 16
 
 
@@ -61,45 +57,6 @@ class TcpAddress(NamedTuple):
 
 
 Address = UnixAddress | TcpAddress
-
-
-class Monitor:
-    """What clients of one address talk to. `mode` is `control` (QMP) or `readline` (HMP)."""
-
-    def __init__(self, call: Call, events: Events, mode: str = "control", pretty: bool = False) -> None:
-        if mode not in ("control", "readline"):
-            raise ConfigError(f"Parameter 'mode' does not accept value '{mode}'; use control or readline")
-        self.call = call
-        self.events = events
-        self.mode = mode
-        self.pretty = pretty
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def connection(self, gone: Callable[[], None]) -> MonitorConnection:
-        """A protocol for a client that has come; `gone` is called when it has left."""
-        return MonitorConnection(self, gone)
-
-    def session(self, write: Callable[[bytes], object], adjust: Callable[[], None]) -> Session | HmpSession:
-        """A session for a new client. `adjust` is called when what `wants_input` says may have changed."""
-        if self.mode == "readline":
-            return HmpSession(self.call, write)
-        return Session(self.call, self.events, write, lambda work: self.spawn(work, adjust), self.pretty)
-
-    def spawn(self, work: Coroutine[Any, Any, None], done: Callable[[], None]) -> None:
-        """Run a command's coroutine to its end, whatever becomes of its client."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-
-        def ended(task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
-            done()
-
-        task.add_done_callback(ended)
-
-    def cancel(self) -> None:
-        """Cancel commands that still run; for the end of the process."""
-        for task in self._tasks:
-            task.cancel()
 
 
 class MonitorConnection(asyncio.Protocol):
@@ -270,7 +227,7 @@ class MonitorServer:
             return
         asyncio.get_running_loop().remove_reader(listener.fileno())
         client.setblocking(False)
-        connection = self._client = self._monitor.connection(self._client_gone)
+        connection = self._client = MonitorConnection(self._monitor, self._client_gone)
         self._connecting = asyncio.get_running_loop().create_task(_attach(client, connection, self._client_gone))
         self._connected.set()
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from devices.pci.info import PciInfo
+    from vmm.block_graph import BlockGraph
+    from vmm.chardev import Chardevs
     from vmm.qmp.host_kernel import HostKernel
 
 
@@ -310,6 +312,44 @@ class MachineTarget(Protocol):
 
     def qom_list_types(self, implements: str | None, abstract: bool) -> Sequence[TypeInfo]:
         """The types that are, or derive from, `implements`; abstract ones only if asked for."""
+
+    def qom_list_properties(self, typename: str) -> Sequence[PropertyInfo]:
+        """The properties that objects of a type have."""
+
+    def object_properties(self, qom_type: str) -> Sequence[PropertyInfo]:
+        """The properties that `object_add` takes for a type."""
+
+    @property
+    def chardevs(self) -> Chardevs:
+        """The character devices."""
+
+    @property
+    def blocks(self) -> BlockGraph:
+        """The block nodes and drives."""
+
+    def command_line_options(self) -> list[dict[str, Any]]:
+        """`query-command-line-options`."""
+
+    def hotpluggable_cpus(self) -> list[dict[str, Any]]:
+        """`query-hotpluggable-cpus`. Refused where there is no CPU hot-plug."""
+
+    def cpu_models(self) -> Sequence[str]:
+        """The names that -cpu takes."""
+
+    def memory_size(self) -> int:
+        """Bytes of RAM."""
+
+    def read_memory(self, address: int, size: int) -> bytes:
+        """Guest memory, by physical address."""
+
+    def memdevs(self) -> Sequence[dict[str, Any]]:
+        """`query-memdev`."""
+
+    def inject_nmi(self) -> None:
+        """An NMI to every vCPU. Refused where there is none."""
+
+    def set_action(self, event: str, action: str) -> None:
+        """`set-action`: what a guest's `reboot`, `shutdown`, `panic` or `watchdog` leads to."""
 
     def pci(self) -> Sequence[PciInfo]:
         """The root buses."""

@@ -5,42 +5,75 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vmm.errors import QmpError
-from vmm.qmp.command import STR, Arg, CommandGroup
+from vmm.qmp import types
+from vmm.qmp.command import BOOL, INT, STR, Arg, CommandGroup, Enum, ListOf, Struct, Union
 
 if TYPE_CHECKING:
-    from vmm.qmp.command import Arguments, Call
+    from vmm.qmp.command import ArgType, Arguments, Call
+    from vmm.qmp.target import MachineTarget
 
 GROUP = CommandGroup()
 
 
-@GROUP.command("device_add", open=True)
+@GROUP.command(
+    "device_add",
+    Arg("driver", STR),
+    Arg("bus", STR, optional=True),
+    Arg("id", STR, optional=True, doc="its name; without one it can be unplugged by its path only"),
+    checked=False,
+    features=("json-cli", "json-cli-hotplug"),
+)
 def device_add(call: Call, arguments: Arguments) -> None:
-    """Plug a device. No argument is checked here: a device's properties are known to its driver only."""
+    """Plug a device. Besides these arguments it takes all properties of the driver, of their JSON types."""
     if not isinstance(arguments.get("driver"), str):
         raise QmpError("Parameter 'driver' is missing")
     call.target.device_add(dict(arguments), from_text=False)
 
 
-@GROUP.command("device_del", Arg("id", STR))
+@GROUP.command("device_del", Arg("id", STR, doc="id or QOM path"))
 def device_del(call: Call, arguments: Arguments) -> None:
-    """Ask for a device to be unplugged, by id or QOM path."""
+    """Ask for a device to be unplugged. DEVICE_DELETED tells when it is gone."""
     call.target.device_del(arguments["id"])
 
 
-@GROUP.command("device-list-properties", Arg("typename", STR))
+@GROUP.command("device-list-properties", Arg("typename", STR), returns=ListOf(types.PROPERTY))
 def device_list_properties(call: Call, arguments: Arguments) -> Any:
     """What `device_add` takes for a driver."""
     return [info.as_qmp() for info in call.target.device_list_properties(arguments["typename"])]
 
 
-@GROUP.command("object-add", Arg("qom-type", STR), Arg("id", STR), open=True, preconfig=True)
+@GROUP.command(
+    "object-add",
+    union=Union("ObjectOptions", (Arg("qom-type", STR), Arg("id", STR)), "qom-type", {}, open=True),
+    preconfig=True,
+)
 def object_add(call: Call, arguments: Arguments) -> None:
-    """Make an object below /objects."""
+    """Make an object below /objects. Which types there are, and what each takes, the schema tells."""
     qom_type = arguments["qom-type"]
     if qom_type not in call.target.object_types():
         raise QmpError(f"Parameter 'qom-type' does not accept value '{qom_type}'")
     props = {name: value for name, value in arguments.items() if name not in ("qom-type", "id")}
     call.target.object_add(qom_type, arguments["id"], props, from_text=False)
+
+
+def object_options(call_target: MachineTarget) -> Union:
+    """What object-add takes: a type of this machine, and its properties."""
+    names = call_target.object_types()
+    variants = {
+        name: Struct(tuple(Arg(p.name, json_type(p.type), optional=True) for p in call_target.object_properties(name)))
+        for name in names
+    }
+    base = (Arg("qom-type", Enum(tuple(names), "ObjectType")), Arg("id", STR))
+    return Union("ObjectOptions", base, "qom-type", variants)
+
+
+def json_type(name: str) -> ArgType:
+    """The JSON type of a property, by the name that qom-list shows of its type."""
+    if name in ("bool", "boolean"):
+        return BOOL
+    if name.startswith(("int", "uint", "size")):
+        return INT
+    return STR
 
 
 @GROUP.command("object-del", Arg("id", STR), preconfig=True)
@@ -49,7 +82,7 @@ def object_del(call: Call, arguments: Arguments) -> None:
     call.target.object_del(arguments["id"])
 
 
-@GROUP.command("query-pci")
+@GROUP.command("query-pci", returns=ListOf(types.PCI_INFO))
 def query_pci(call: Call, arguments: Arguments) -> Any:  # noqa: ARG001
     """The PCI buses and their devices."""
     return [bus.as_qmp() for bus in call.target.pci()]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 GROUP = CommandGroup()
 
 
-@GROUP.command("human-monitor-command", Arg("command-line", STR), Arg("cpu-index", INT, optional=True))
+@GROUP.command("human-monitor-command", Arg("command-line", STR), Arg("cpu-index", INT, optional=True), returns=STR)
 def human_monitor_command(call: Call, arguments: Arguments) -> Any:
     """Run one line of the human monitor; its output is the reply, refusals of the line included."""
     cpu_index = arguments.get("cpu-index")

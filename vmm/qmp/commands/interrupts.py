@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vmm.qmp.command import STR, Arg, CommandGroup
+from vmm.qmp import types
+from vmm.qmp.command import STR, Arg, CommandGroup, ListOf
 from vmm.qmp.hmp import format_irq, format_pic
 
 if TYPE_CHECKING:
@@ -17,25 +18,25 @@ if TYPE_CHECKING:
 GROUP = CommandGroup()
 
 
-@GROUP.command("x-query-irq")
+@GROUP.command("x-query-irq", returns=types.HUMAN_READABLE)
 def x_query_irq(call: Call, arguments: Arguments) -> Any:  # noqa: ARG001
     """`info irq`."""
     return {"human-readable-text": format_irq(call.target.irqchips())}
 
 
-@GROUP.command("x-query-interrupt-controllers")
+@GROUP.command("x-query-interrupt-controllers", returns=types.HUMAN_READABLE)
 def x_query_interrupt_controllers(call: Call, arguments: Arguments) -> Any:  # noqa: ARG001
     """`info pic`."""
     return {"human-readable-text": format_pic(call.target.irqchips())}
 
 
-@GROUP.command("x-query-irqchip", oob=True)
+@GROUP.command("x-query-irqchip", returns=types.IRQCHIP_INFO, oob=True)
 def x_query_irqchip(call: Call, arguments: Arguments) -> Any:  # noqa: ARG001
     """IOAPICs, PICs and local APICs: registers as numbers, vectors as lists."""
     return call.target.irqchips().as_qmp()
 
 
-@GROUP.command("x-query-ledger", Arg("owner", STR, optional=True), oob=True)
+@GROUP.command("x-query-ledger", Arg("owner", STR, optional=True), returns=ListOf(types.LEDGER_ROW), oob=True)
 def x_query_ledger(call: Call, arguments: Arguments) -> Any:
     """The resources that are held, of one owner or of all."""
     owner = arguments.get("owner")

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from vmm.qmp.command import BOOL, STR, UINT8, UINT32, UINT64, Arg, CommandGroup, Enum, Integer
+from vmm.qmp import types
+from vmm.qmp.command import BOOL, STR, UINT8, UINT32, UINT64, Arg, CommandGroup, Enum, Integer, ListOf
 
 if TYPE_CHECKING:
     from vmm.qmp.command import Arguments, Call
@@ -27,6 +28,7 @@ FD: Final = Integer(-(1 << 31), (1 << 31) - 1, "int32_t")
     Arg("semaphore", BOOL, optional=True),
     Arg("nonblock", BOOL, optional=True),
     Arg("name", STR, optional=True),
+    returns=types.OPERATION,
 )
 def x_eventfd_open(call: Call, arguments: Arguments) -> Any:
     """eventfd(2); O_NONBLOCK unless told otherwise: a read that would sleep is refused, as nobody could end it."""
@@ -38,25 +40,25 @@ def x_eventfd_open(call: Call, arguments: Arguments) -> Any:
     )
 
 
-@GROUP.command("x-eventfd-dup", Arg("fd", FD))
+@GROUP.command("x-eventfd-dup", Arg("fd", FD), returns=types.OPERATION)
 def x_eventfd_dup(call: Call, arguments: Arguments) -> Any:
     """dup(2); of an eventfd of the machine's own as well."""
     return call.target.host_kernel().eventfd_dup(arguments["fd"])
 
 
-@GROUP.command("x-eventfd-close", Arg("fd", FD))
+@GROUP.command("x-eventfd-close", Arg("fd", FD), returns=types.OPERATION)
 def x_eventfd_close(call: Call, arguments: Arguments) -> Any:
     """close(2), of what was opened by these commands."""
     return call.target.host_kernel().eventfd_close(arguments["fd"])
 
 
-@GROUP.command("x-eventfd-signal", Arg("fd", FD), Arg("value", UINT64, optional=True))
+@GROUP.command("x-eventfd-signal", Arg("fd", FD), Arg("value", UINT64, optional=True), returns=types.OPERATION)
 def x_eventfd_signal(call: Call, arguments: Arguments) -> Any:
     """write(2); 1 unless told otherwise."""
     return call.target.host_kernel().eventfd_signal(arguments["fd"], arguments.get("value", 1))
 
 
-@GROUP.command("x-eventfd-read", Arg("fd", FD))
+@GROUP.command("x-eventfd-read", Arg("fd", FD), returns=types.OPERATION)
 def x_eventfd_read(call: Call, arguments: Arguments) -> Any:
     """read(2)."""
     return call.target.host_kernel().eventfd_read(arguments["fd"])
@@ -68,6 +70,7 @@ def x_eventfd_read(call: Call, arguments: Arguments) -> Any:
     Arg("gsi", UINT32),
     Arg("level", BOOL, optional=True),
     Arg("resamplefd", FD, optional=True),
+    returns=types.OPERATION,
 )
 def x_irqfd_assign(call: Call, arguments: Arguments) -> Any:
     """KVM_IRQFD: edge, or `level` under a rule with eoifds, or with a `resamplefd` under the merged one."""
@@ -76,25 +79,25 @@ def x_irqfd_assign(call: Call, arguments: Arguments) -> Any:
     )
 
 
-@GROUP.command("x-irqfd-deassign", Arg("fd", FD), Arg("gsi", UINT32))
+@GROUP.command("x-irqfd-deassign", Arg("fd", FD), Arg("gsi", UINT32), returns=types.OPERATION)
 def x_irqfd_deassign(call: Call, arguments: Arguments) -> Any:
     """KVM_IRQFD with DEASSIGN; no match is no error."""
     return call.target.host_kernel().irqfd_deassign(arguments["fd"], arguments["gsi"])
 
 
-@GROUP.command("x-eoifd-assign", Arg("fd", FD), Arg("irqfd", FD))
+@GROUP.command("x-eoifd-assign", Arg("fd", FD), Arg("irqfd", FD), returns=types.OPERATION)
 def x_eoifd_assign(call: Call, arguments: Arguments) -> Any:
     """KVM_EOIFD."""
     return call.target.host_kernel().eoifd_assign(arguments["fd"], arguments["irqfd"])
 
 
-@GROUP.command("x-eoifd-deassign", Arg("fd", FD), Arg("irqfd", FD))
+@GROUP.command("x-eoifd-deassign", Arg("fd", FD), Arg("irqfd", FD), returns=types.OPERATION)
 def x_eoifd_deassign(call: Call, arguments: Arguments) -> Any:
     """KVM_EOIFD with DEASSIGN."""
     return call.target.host_kernel().eoifd_deassign(arguments["fd"], arguments["irqfd"])
 
 
-@GROUP.command("x-query-irqfds", oob=True)
+@GROUP.command("x-query-irqfds", returns=types.IRQFDS, oob=True)
 def x_query_irqfds(call: Call, arguments: Arguments) -> Any:  # noqa: ARG001
     """Irqfds, eoifds, irq source ids in use, eventfds."""
     return call.target.host_kernel().query()
@@ -109,6 +112,7 @@ def x_query_irqfds(call: Call, arguments: Arguments) -> Any:  # noqa: ARG001
     Arg("count", UINT32, optional=True),
     Arg("data", UINT8, optional=True),
     Arg("fd", FD, optional=True),
+    returns=types.OPERATION,
 )
 def x_vfio_set_irqs(call: Call, arguments: Arguments) -> Any:
     """VFIO_DEVICE_SET_IRQS of a vfio-host-device object; `trigger` without data fires its interrupt, by hand."""
@@ -129,13 +133,13 @@ def x_point_hold(call: Call, arguments: Arguments) -> None:
     call.target.host_kernel().hold(arguments["point"])
 
 
-@GROUP.command("x-point-release", Arg("point", STR))
+@GROUP.command("x-point-release", Arg("point", STR), returns=ListOf(types.OUTCOME))
 def x_point_release(call: Call, arguments: Arguments) -> Any:
     """Let go whoever is held there: what each came to."""
     return call.target.host_kernel().release(arguments["point"])
 
 
-@GROUP.command("x-query-points", oob=True)
+@GROUP.command("x-query-points", returns=ListOf(types.POINT), oob=True)
 def x_query_points(call: Call, arguments: Arguments) -> Any:  # noqa: ARG001
     """The points, whether each can be held, and who is."""
     return call.target.host_kernel().points()
