@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.explored import GSI, LoweringIrqfds, Model
 from vmm import order
-from vmm.explore.actors import Actor, NotDeterministic, Operation, Stage, Standing
+from vmm.explore.actors import Actor, NotDeterministic, Operation, Stage
 from vmm.explore.heap import Arena
 from vmm.explore.search import Scenario, explore
 from vmm.kernel.irqfd import Irqfds
@@ -228,14 +228,14 @@ def test_suspended_operation_is_continued_from_any_heap():
     arena = Arena(counter)
     stage = Stage(arena, (Actor("a", (Operation("add", counter.add),)),))
     start = arena.take()
-    _, standing, step = stage.step(start, 0, Standing(0, None))
+    _, standing, step = stage.step(start, 0, stage.beginning()[0])
     assert step == "counter.read"
     counter.seen.append(4)
     other = arena.take()
     for heap, seen in ((other, [4]), (start, []), (other, [4])):
         after, done, _ = stage.step(heap, 0, standing)
         arena.put(after)
-        assert (counter.value, counter.seen, done) == (1, seen, Standing(1, None))
+        assert (counter.value, counter.seen, done.done, done.suspended) == (1, seen, 1, None)
 
 
 def test_slot_that_becomes_a_container_behind_the_arenas_back_is_refused():
@@ -246,20 +246,20 @@ def test_slot_that_becomes_a_container_behind_the_arenas_back_is_refused():
         arena.check()
 
 
-def test_fingerprint_sees_every_slot_and_does_not_depend_on_what_was_seen_before():
+def test_mark_sees_every_slot_and_does_not_depend_on_what_was_seen_before():
     counter = Counter(guarded=True)
     arena = Arena(counter)
-    before = arena.fingerprint(arena.take())
+    before = arena.mark(arena.take())
     marks = {before}
     for slot, value in (("value", 1), ("value", -1), ("value", -2), ("value", counter), ("value", (counter, 3))):
         setattr(counter, slot, value)
-        marks.add(arena.fingerprint(arena.take()))
+        marks.add(arena.mark(arena.take()))
     counter.value = 0
     counter.seen.append(0)
-    marks.add(arena.fingerprint(arena.take()))
+    marks.add(arena.mark(arena.take()))
     counter.seen.clear()
     counter.lock.owner = 2
-    marks.add(arena.fingerprint(arena.take()))
+    marks.add(arena.mark(arena.take()))
     counter.lock.owner = order.NOBODY
     assert len(marks) == 8
-    assert arena.fingerprint(arena.take()) == before
+    assert arena.mark(arena.take()) == before

@@ -13,11 +13,13 @@ another call.
 
 from __future__ import annotations
 
+import marshal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import greenlet  # type: ignore[import-untyped]
 
 from vmm import order
+from vmm.explore.heap import sum_of
 from vmm.order import Lock, State, Violation
 
 if TYPE_CHECKING:
@@ -54,23 +56,81 @@ class Actor(NamedTuple):
         return self.operations[0 if self.repeats else done]
 
 
-class Suspended(NamedTuple):
-    """A suspended operation. `log[i]` is the heap that step i began with, None for what step i - 1 left;
-    `after` is what the last step left; `guard` holds it back until it is true.
+class Place:
+    """Where an actor can stand: `done` operations lie behind it, and it is in the middle of none (`step` is empty) or
+    suspended at `step`. What it does from here depends on nothing but the heap.
+
+    `guard` holds it back until it is true. `made`: how many objects the operation has made. `aliases`: fields whose
+    containers the suspended code has in its hands. `sum` is what it adds to a state's mark.
     """
 
-    log: tuple[Heap | None, ...]
-    after: Heap
-    step: str
-    guard: Guard | None
-    position: tuple[Any, ...]
+    __slots__ = (
+        "actor",
+        "aliases",
+        "ask",
+        "done",
+        "guard",
+        "made",
+        "name",
+        "over",
+        "owed",
+        "position",
+        "step",
+        "sum",
+        "tree",
+    )
+
+    def __init__(
+        self,
+        actor: int,
+        done: int,
+        operation: Operation | None,
+        step: str = "",
+        guard: Guard | None = None,
+        position: tuple[Any, ...] = (),
+        made: int = 0,
+        aliases: tuple[int, ...] = (),
+    ) -> None:
+        self.actor = actor
+        self.done = done
+        self.name = operation.name if operation is not None else ""
+        self.over = operation is None
+        self.step = step
+        self.guard = guard
+        self.position = position
+        self.made = made
+        self.aliases = aliases
+        self.owed = False
+        self.sum = sum_of(marshal.dumps((actor, done, position), 0))
+        self.tree: Any = None
+        """What is known of the step from here: see `vmm.explore.footprints`."""
+        self.ask: Any = None
+        """What is known of the guard."""
+
+    def __repr__(self) -> str:
+        return f"<{self.actor}: {self.name} {self.step or 'not begun'}>"
+
+
+Log = tuple["Log | None", "Heap | None"]
+"""The heap that the last step began with, None for what the step before it left; and the log before that."""
 
 
 class Standing(NamedTuple):
-    """Where an actor is: `done` operations lie behind it, one may be suspended."""
+    """Where an actor is and how it came there: the heaps that its operation's steps saw, and what the last one left."""
 
-    done: int
-    suspended: Suspended | None
+    place: Place
+    log: Log | None = None
+    after: Heap | None = None
+
+    @property
+    def done(self) -> int:
+        """Operations behind it."""
+        return self.place.done
+
+    @property
+    def suspended(self) -> Place | None:
+        """Its place, if it is in the middle of an operation."""
+        return self.place if self.place.step else None
 
 
 class Abort(BaseException):
@@ -97,71 +157,83 @@ class Stage:
         self._number = (0, 0)
         self._stop: tuple[str, Guard | None] = ("", None)
         self._locks = [thing for thing in arena.objects if isinstance(thing, Lock)]
+        self._places: dict[Any, Place] = {}
 
     # What may happen.
 
     def beginning(self) -> tuple[Standing, ...]:
         """Nobody has done anything."""
-        return tuple(Standing(0, None) for _ in self.actors)
+        return tuple(Standing(self._between(n, 0)) for n in range(len(self.actors)))
 
     def enabled(self, heap: Heap, standings: tuple[Standing, ...]) -> list[int]:
         """The actors that may take a step from this state; the heap is put in place to ask them."""
         self.arena.put(heap)
-        found = []
-        for n, (actor, standing) in enumerate(zip(self.actors, standings, strict=True)):
-            if standing.suspended is not None:
-                guard = standing.suspended.guard
-            elif actor.repeats or standing.done < len(actor.operations):
-                guard = self._operation(n, standing.done).ready
-            else:
-                continue
-            order.actor = n + 1
-            if guard is None or guard():
-                found.append(n)
-        order.actor = 0
-        return found
+        return [n for n, standing in enumerate(standings) if not standing.place.over and self.ask(standing.place)]
 
-    def _operation(self, n: int, done: int) -> Operation:
-        return self.actors[n].at(done)
+    def ask(self, place: Place) -> bool:
+        """Whether the guard of a place is true, of the heap that is in place."""
+        if place.guard is None:
+            return True
+        order.actor = place.actor + 1
+        try:
+            return place.guard()
+        finally:
+            order.actor = 0
+
+    def _between(self, n: int, done: int) -> Place:
+        """Between the operations of an actor."""
+        place = self._places.get((n, done))
+        if place is None:
+            actor = self.actors[n]
+            operation = actor.at(done) if actor.repeats or done < len(actor.operations) else None
+            ready = operation.ready if operation is not None else None
+            place = self._places[n, done] = Place(n, done, operation, guard=ready)
+            place.owed = actor.fair
+        return place
 
     # One step.
 
     def step(self, heap: Heap, n: int, standing: Standing) -> tuple[Heap, Standing, str]:
         """Let actor `n` take one step from `heap`: the new heap, where the actor is then, and the step's name.
 
-        Violation if the code finds its rules broken, or raises something.
+        Violation if the code finds its rules broken, or raises something. If the arena is watched, `arena.touched` is
+        what the step touched.
         """
-        suspended = standing.suspended
-        operation = self._operation(n, standing.done)
-        log: tuple[Heap | None, ...] = (heap,)
-        if suspended is not None:
-            log = (*suspended.log, None if heap is suspended.after else heap)
+        place, log = standing.place, standing.log
+        operation = self.actors[n].at(place.done)
+        arena = self.arena
         runner = self._idle.pop() if self._idle else greenlet.greenlet(self._run)
         self._made = 0
         order.actor = n + 1
         order.hook, order.wait, order.allocate = self._point, self._wait, self._allocate
-        self._number = (n, standing.done)
+        self._number = (n, place.done)
         finished = False
+        log = (log, None if heap is standing.after else heap) if place.step else (None, heap)
         try:
             argument: tuple[object, ...] = (operation.function,)
-            last = len(log) - 1
-            for i, seen in enumerate(log):
+            heaps = _heaps(log)
+            last = len(heaps) - 1
+            for i, seen in enumerate(heaps):
                 if finished:
                     raise NotDeterministic(f"{operation.name} ended early when it was run again")
-                if i == last and suspended is not None:
-                    self._check_again(operation, suspended)
+                if i == last and place.step:
+                    self._check_again(operation, standing)
                 if seen is not None:
-                    self.arena.put(seen)
+                    arena.put(seen)
+                if i == last:
+                    arena.touched.clear()
+                    arena.noting = True
                 finished = runner.switch(*argument)
                 argument = ()
-            self.steps += len(log)
-            after = self.arena.take()
+            arena.noting = False
+            self.steps += len(heaps)
+            after = arena.take()
             if finished:
-                return after, Standing(standing.done + (not self.actors[n].repeats), None), operation.name
+                return after, Standing(self._between(n, place.done + (not self.actors[n].repeats))), operation.name
             step, guard = self._stop
-            position = self._position(step, runner.gr_frame)
-            return after, Standing(standing.done, Suspended(log, after, step, guard, position)), step
+            return after, Standing(self._suspended(n, place.done, step, guard, runner.gr_frame), log, after), step
         finally:
+            arena.noting = False
             order.hook = order.wait = order.allocate = None
             order.actor = 0
             if not finished and not runner.dead:
@@ -169,12 +241,14 @@ class Stage:
             if not runner.dead:
                 self._idle.append(runner)
 
-    def _check_again(self, operation: Operation, suspended: Suspended) -> None:
+    def _check_again(self, operation: Operation, standing: Standing) -> None:
         """It was run again: it must stand where it stood, and have left what it left."""
-        if self._stop[0] != suspended.step:
-            raise NotDeterministic(f"{operation.name} came to {self._stop[0]}, and to {suspended.step} before")
-        if self.arena.take()[: len(suspended.after)] != suspended.after:
-            raise NotDeterministic(f"{operation.name} left something else at {suspended.step} than before")
+        step = standing.place.step
+        if self._stop[0] != step:
+            raise NotDeterministic(f"{operation.name} came to {self._stop[0]}, and to {step} before")
+        assert standing.after is not None
+        if self.arena.take()[: len(standing.after)] != standing.after:
+            raise NotDeterministic(f"{operation.name} left something else at {step} than before")
 
     def _run(self, function: Callable[[], object]) -> bool:
         """A pooled greenlet: run one operation after the other; True to the main one when an operation has ended."""
@@ -207,14 +281,19 @@ class Stage:
             self._check_may_sleep(name)
         self._stop = (name, ready)
         self._main.switch(False)
-        if not ready():
+        noting, self.arena.noting = self.arena.noting, False
+        held = not ready()
+        self.arena.noting = noting
+        if held:
             raise NotDeterministic(f"{name} of {subject!r} went on although it was held back")
 
     def _check_may_sleep(self, name: str) -> None:
-        me = order.actor
+        """What it holds follows from where it stands, so this is no reading of the locks."""
+        noting, self.arena.noting = self.arena.noting, False
         for lock in self._locks:
-            if lock.spin and lock.owner == me:
+            if lock.spin and lock.owner == order.actor:
                 raise Violation("sleeps-in-atomic", lock, "taken", name)
+        self.arena.noting = noting
 
     def _allocate(self, cls: type[State]) -> State:
         n, done = self._number
@@ -229,18 +308,40 @@ class Stage:
             self._locks.append(made)
         return made
 
-    def _position(self, name: str, frame: FrameType | None) -> tuple[Any, ...]:
-        """Code, instruction and locals of every frame of the suspended operation, innermost first."""
+    def _suspended(self, n: int, done: int, step: str, guard: Guard | None, frame: FrameType | None) -> Place:
+        """The place of an operation that is suspended: code, instruction and locals of every frame, innermost first."""
         canonical = self.arena.canonical
-        frames: list[Any] = [name]
+        position: list[Any] = [step]
+        held: list[object] = []
         while frame is not None and frame.f_code in _OURS:
             frame = frame.f_back
         while frame is not None and frame.f_code is not _ENTER:
-            frames.append(frame.f_code.co_qualname)
-            frames.append(frame.f_lasti)
-            frames.append(tuple([(local, canonical(value)) for local, value in frame.f_locals.items()]))
+            position.append(frame.f_code.co_qualname)
+            position.append(frame.f_lasti)
+            local = frame.f_locals
+            held += local.values()
+            position.append(tuple([(name, canonical(value)) for name, value in local.items()]))
             frame = frame.f_back
-        return tuple(frames)
+        # Format 0 tells True from 1, where a comparison would not.
+        key = marshal.dumps((n, done, self._made, tuple(position)), 0)
+        place = self._places.get(key)
+        if place is None:
+            actor = self.actors[n]
+            aliases = self.arena.aliases(held)
+            place = Place(n, done, actor.at(done), step, guard, tuple(position), self._made, aliases)
+            place.owed = True
+            self._places[key] = place
+        return place
+
+
+def _heaps(log: Log | None) -> list[Heap | None]:
+    """Oldest first."""
+    heaps = []
+    while log is not None:
+        log, heap = log
+        heaps.append(heap)
+    heaps.reverse()
+    return heaps
 
 
 _ENTER = Stage._enter.__code__

@@ -1,12 +1,17 @@
-"""The state of explored objects as one flat tuple: take it, put it back, tell two apart.
+"""The state of explored objects as one flat tuple of small numbers: take it, put it back, tell two apart.
 
 An `Arena` knows every `order.State` object that can be reached from its roots, and those that operations make later.
-For all of them together it generates three functions, which is what makes them fast: `take()` reads every slot,
-`put(heap)` writes them back, `canon(heap)` replaces references by names so that the result can be fingerprinted the
-same way in every process. All are total over the slots: a field cannot be forgotten, only classified.
+Each slot of each is a *field*. A value that a field ever had is kept once, under a number, so that a heap is a tuple of
+numbers: two heaps are compared, and a step is recognised, without looking at a value. Number 0 is None.
+
+A heap's *mark* is 128 bits that tell states apart in every process alike: the exclusive or, over all fields that are
+not None, of a blake2b sum of the field's name and value, so that a step only pays for what it changed.
 
 Of the roots, WIRING does not change and is left out. Objects made later are pooled under a name (actor, operation,
 n-th), and all their slots are state; where they do not exist yet every slot is None.
+
+`watch` puts a descriptor in front of each slot, which notes what is read and written until `unwatch`. With it, `take`
+and `put` look only at what was touched, and `vmm.explore.footprints` knows what a step depends on.
 """
 
 from __future__ import annotations
@@ -15,55 +20,130 @@ import enum
 import marshal
 from collections import deque
 from hashlib import blake2b
+from operator import is_
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 from vmm.order import State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
-Heap = tuple[Any, ...]
+Heap = tuple[int, ...]
 
-_PLAIN = (int, bool, str, bytes, type(None))
-_PLAIN_TYPES = frozenset(_PLAIN)
-_CONTAINERS: dict[type, tuple[str, str]] = {
-    list: ("tuple({x})", "{x}[:] = {v}"),
-    deque: ("tuple({x})", "{x}.clear(); {x}.extend({v})"),
-    dict: ("tuple({x}.items())", "{x}.clear(); {x}.update({v})"),
-    bytearray: ("bytes({x})", "{x}[:] = {v}"),
-}
-"""How a mutable container is copied out of a slot and back into the same container."""
+NONE = 0
+"""The number of None."""
+_PLAIN_TYPES = frozenset((int, bool, str, bytes, type(None)))
+_CONTAINERS = frozenset((list, deque, dict, bytearray))
+"""What a slot may hold all the time and change in place. Its content is copied, and put back into the same object."""
+_UNKNOWN = -1
+
+
+class _Sums(dict[int, int]):
+    """What each value of one field adds to a mark."""
+
+    __slots__ = ("_keys", "_name")
+
+    def __init__(self, name: str, keys: list[bytes]) -> None:
+        super().__init__({NONE: 0})
+        self._name = name.encode() + b"\0"
+        self._keys = keys
+
+    def __missing__(self, value: int) -> int:
+        found = self[value] = sum_of(self._name + self._keys[value])
+        return found
+
+
+def sum_of(data: bytes) -> int:
+    """128 bits."""
+    return int.from_bytes(blake2b(data, digest_size=16).digest(), "little")
 
 
 class Field:
-    """One slot of one object. `kind`: plain, ref (a State or None), refs (a tuple of States), any."""
+    """One slot of one object."""
 
-    __slots__ = ("container", "kind", "owner", "slot")
+    __slots__ = ("container", "get", "set", "slot", "sums", "thing")
 
-    def __init__(self, owner: int, slot: str, container: type | None) -> None:
-        self.owner = owner
+    def __init__(self, thing: State, slot: str, name: str, keys: list[bytes]) -> None:
+        member = _member(type(thing), slot)
+        self.thing = thing
         self.slot = slot
-        self.container = container
-        self.kind = "plain"
+        self.get: Callable[[State], Any] = member.__get__
+        self.set: Callable[[State, Any], None] = member.__set__
+        value = getattr(thing, slot, None)
+        self.container = type(value) if type(value) in _CONTAINERS else None
+        self.sums = _Sums(f"{name}.{slot}", keys)
+
+
+def _member(cls: type, slot: str) -> Any:
+    for base in cls.__mro__:
+        if slot in base.__dict__:
+            return base.__dict__[slot]
+    raise AttributeError(f"{cls.__name__} has no slot {slot}")
+
+
+class Watched:
+    """Stands in front of a slot while an arena watches: `numbers` are the fields that it is, by object."""
+
+    __slots__ = ("arena", "get", "member", "numbers", "set")
+
+    def __init__(self, arena: Arena, member: Any) -> None:
+        self.arena = arena
+        self.member = member
+        self.get = member.__get__
+        self.set = member.__set__
+        self.numbers: dict[State, int] = {}
+
+    def __get__(self, thing: State | None, owner: type | None = None) -> Any:
+        if thing is None:
+            return self
+        arena = self.arena
+        if arena.noting:
+            number = self.numbers.get(thing)
+            if number is not None and number not in arena.touched:
+                arena.touched[number] = True
+        return self.get(thing)
+
+    def __set__(self, thing: State, value: object) -> None:
+        self.set(thing, value)
+        number = self.numbers.get(thing)
+        if number is not None:
+            arena = self.arena
+            arena.dirty.add(number)
+            if arena.noting and number not in arena.touched:
+                arena.touched[number] = False
 
 
 class Arena:
-    """The explored objects. `objects[i]` is known as number i; numbers of roots come from the order of discovery, which
-    is that of slots, so they are the same in every process.
+    """The explored objects. Root number i is `@i`: numbers come from the order of discovery, which is that of slots, so
+    they are the same in every process.
     """
 
     def __init__(self, *roots: State) -> None:
         self.objects: list[State] = []
-        self.index: dict[State, int] = {}
         self.names: dict[State, str] = {}
         self.fields: list[Field] = []
         self.pool: dict[tuple[int, int, int], State] = {}
         self.atoms: dict[int, tuple[str, int]] = {}
+        self.values: list[Any] = [None]
+        self.touched: dict[int, bool] = {}
+        """Fields touched since `noting` was set, in order: True if by reading, False if written before it was read."""
+        self.dirty: set[int] = set()
+        """Fields written since the last `take`, if watched."""
+        self.noting = False
+        self._keys = [marshal.dumps(None, 0)]
+        self._numbers: dict[Any, int] = {self._keys[0]: NONE}
+        self._plain: dict[tuple[type, Any], int] = {(type(None), None): NONE}
+        self.sums: list[dict[int, int]] = []
+        """Of each field, what each value adds to a mark."""
+        self._live: list[int] = []
+        """What is in place, as far as it is known."""
+        self._containers: dict[int, tuple[Any, ...]] = {}
+        """Fields that hold containers, and what was in them when that was looked up."""
+        self._watched: dict[tuple[type, str], Watched] | None = None
         self._kept: list[object] = []
         for root in roots:
             self._discover(root)
-        self._generate()
 
     # Objects.
 
@@ -71,20 +151,26 @@ class Arena:
         todo: deque[State] = deque([root])
         while todo:
             thing = todo.popleft()
-            if thing in self.index:
+            if thing in self.names:
                 continue
-            self._enter(thing, wiring=False)
+            self._enter(thing, f"@{len(self.objects)}", wiring=False)
             for slot in slots_of(type(thing)):
                 if hasattr(thing, slot):
                     todo.extend(self._states_in(getattr(thing, slot)))
 
-    def _enter(self, thing: State, wiring: bool) -> int:
-        number = self.index[thing] = len(self.objects)
+    def _enter(self, thing: State, name: str, wiring: bool) -> None:
+        self.names[thing] = name
         self.objects.append(thing)
         for slot in slots_of(type(thing), wiring):
-            value = getattr(thing, slot, None)
-            self.fields.append(Field(number, slot, type(value) if type(value) in _CONTAINERS else None))
-        return number
+            field = Field(thing, slot, name, self._keys)
+            number = len(self.fields)
+            self.fields.append(field)
+            self.sums.append(field.sums)
+            self._live.append(NONE if wiring else _UNKNOWN)
+            if field.container is not None:
+                self._containers[number] = (_UNKNOWN,)
+            if self._watched is not None:
+                self._watch(number)
 
     def _states_in(self, value: object) -> Iterable[State]:
         if isinstance(value, State):
@@ -100,7 +186,8 @@ class Arena:
 
     def adopt(self, value: object) -> None:
         """Name something that is no State and holds none that changes (a trace, an era, a scenario)."""
-        if not isinstance(value, (*_PLAIN, State, enum.Enum, FunctionType)) and id(value) not in self.atoms:
+        plain = isinstance(value, (int, str, bytes, type(None), State, enum.Enum, FunctionType))
+        if not plain and id(value) not in self.atoms:
             self.atoms[id(value)] = (type(value).__qualname__, len(self.atoms))
             self._kept.append(value)
 
@@ -111,81 +198,135 @@ class Arena:
             found = self.pool[name] = object.__new__(cls)
             for slot in slots_of(cls):
                 setattr(found, slot, None)
-            self._enter(found, wiring=True)
-            self._generate()
+            self._enter(found, "@" + ".".join(map(str, name)), wiring=True)
         elif type(found) is not cls:
             raise TypeError(f"{name} was a {type(found).__name__} and is now a {cls.__name__}: not deterministic")
         return found
 
-    # The generated functions.
+    # Watching.
 
-    def _generate(self) -> None:
-        reads, writes, canons = [], [], []
-        blank: list[object] = []
-        for n, field in enumerate(self.fields):
-            x = f"o{field.owner}.{field.slot}"
-            copy, back = ("{x}", "{x} = {v}") if field.container is None else _CONTAINERS[field.container]
-            reads.append(copy.format(x=x))
-            writes.append(back.format(x=x, v=f"h[{n}]"))
-            canons.append(_CANON[field.kind].format(v=f"h[{n}]"))
-            blank.append(None)
-        self._blank = tuple(blank)
-        scope: dict[str, Any] = {f"o{i}": thing for i, thing in enumerate(self.objects)}
-        self.names = {thing: f"@{number}" for thing, number in self.index.items()}
-        names: dict[Any, Any] = {None: None, (): (), **self.names}
-        scope |= {"names": names, "canonical": self.canonical}
-        body = "\n    ".join(writes)
-        source = (
-            f"def take():\n    return ({', '.join(reads)},)\n"
-            f"def put(h):\n    {body}\n"
-            f"def canon(h):\n    return ({', '.join(canons)},)\n"
-        )
-        exec(source, scope)
-        self._take, self._put, self._canon = scope["take"], scope["put"], scope["canon"]
+    def watch(self) -> None:
+        """Note from now on what is touched."""
+        if self._watched is None:
+            self._watched = {}
+            for number in range(len(self.fields)):
+                self._watch(number)
+            self.take_all()
+
+    def unwatch(self) -> None:
+        """Give the classes their slots back."""
+        watched, self._watched = self._watched, None
+        for (cls, slot), watcher in reversed((watched or {}).items()):
+            setattr(cls, slot, watcher.member)
+
+    def _watch(self, number: int) -> None:
+        assert self._watched is not None
+        field = self.fields[number]
+        cls = next(base for base in type(field.thing).__mro__ if field.slot in base.__dict__)
+        watcher = self._watched.get((cls, field.slot))
+        if watcher is None:
+            watcher = self._watched[cls, field.slot] = Watched(self, cls.__dict__[field.slot])
+            setattr(cls, field.slot, watcher)
+        watcher.numbers[field.thing] = number
+
+    # Heaps.
 
     def take(self) -> Heap:
-        """Every slot of every object, now."""
-        heap: Heap = self._take()
-        return heap
+        """Every field, now."""
+        if self._watched is None:
+            return self.take_all()
+        live, fields = self._live, self.fields
+        for number in self.dirty:
+            live[number] = self._number_of(fields[number])
+        self.dirty.clear()
+        for number, known in self._containers.items():
+            content = _flat(fields[number].get(fields[number].thing))
+            if live[number] == _UNKNOWN or len(content) != len(known) or not all(map(is_, content, known)):
+                live[number] = self._number_of(fields[number])
+                self._containers[number] = content
+        return tuple(live)
+
+    def take_all(self) -> Heap:
+        """The same, whatever is thought to be known."""
+        self._live = [self._number_of(field) for field in self.fields]
+        self.dirty.clear()
+        return tuple(self._live)
+
+    def _number_of(self, field: Field) -> int:
+        value = field.get(field.thing)
+        if field.container is None:
+            return self.number(value)
+        if type(value) is not field.container:
+            raise TypeError(f"{type(field.thing).__name__}.{field.slot} is a {type(value).__name__} now")
+        return self.number(_content(value))
+
+    def number(self, value: Any) -> int:
+        """The number of a value."""
+        kind = type(value)
+        if kind in _PLAIN_TYPES:
+            found = self._plain.get((kind, value))
+            if found is None:
+                found = self._plain[kind, value] = self._number(marshal.dumps(value, 0), value)
+            return found
+        try:
+            # Format 0 has no back references and does not look at interning.
+            key = marshal.dumps(self.canonical(value), 0)
+        except (KeyError, ValueError):
+            raise TypeError("a value has no stable name in this process") from None
+        return self._number(key, value)
+
+    def _number(self, key: bytes, value: object) -> int:
+        found = self._numbers.get(key)
+        if found is None:
+            found = self._numbers[key] = len(self.values)
+            self.values.append(value)
+            self._keys.append(key)
+        return found
 
     def put(self, heap: Heap) -> None:
-        """Make every slot what it was. A heap from before some objects were known leaves those blank."""
-        missing = len(self._blank) - len(heap)
-        self._put(heap + self._blank[-missing:] if missing else heap)
-
-    def fingerprint(self, heap: Heap, *more: object) -> bytes:
-        """16 bytes that tell states apart: of the heap, and of `more`, which is canonical already."""
-        while True:
-            missing = len(self._blank) - len(heap)
-            if missing:
-                heap = heap + self._blank[-missing:]
-            try:
-                # Format 0 has no back references and does not look at interning.
-                canonical: Any = (self._canon(heap), more)
-                data = marshal.dumps(canonical, 0)
-            except (KeyError, TypeError, ValueError):
-                self._classify(heap)
+        """Make every field what it was. A heap from before some objects were known leaves those blank."""
+        heap = self.padded(heap)
+        live, fields, values = self._live, self.fields, self.values
+        if self._watched is None:
+            changed: Iterable[int] = range(len(fields))
+        else:
+            for number in (*self.dirty, *self._containers):
+                live[number] = _UNKNOWN  # an operation that was not wanted any more may have changed them
+            self.dirty.clear()
+            changed = [n for n, (now, then) in enumerate(zip(live, heap, strict=True)) if now != then]
+        for number in changed:
+            field = fields[number]
+            value = values[heap[number]]
+            if field.container is None:
+                field.set(field.thing, value)
             else:
-                return blake2b(data, digest_size=16).digest()
+                _refill(field.get(field.thing), value)
+                self._containers[number] = _flat(field.get(field.thing))
+        self._live = list(heap)
 
-    def _classify(self, heap: Heap) -> None:
-        """Find the slots that hold something new to them. The encoding does not depend on the kind, only its cost."""
-        changed = False
-        for field, value in zip(self.fields, heap, strict=True):
-            kind = _kind_of(value)
-            if field.kind != "any" and kind != field.kind and value not in _EMPTY:
-                field.kind = kind if field.kind == "plain" else "any"
-                changed = True
-        if not changed:
-            raise TypeError("a value has no stable name in this process")
-        self._generate()
+    def padded(self, heap: Heap) -> Heap:
+        """As long as there are fields now."""
+        missing = len(self.fields) - len(heap)
+        return heap + (NONE,) * missing if missing else heap
+
+    def mark(self, heap: Heap) -> int:
+        """128 bits that tell heaps apart."""
+        mark = 0
+        for sums, value in zip(self.sums, heap, strict=False):
+            mark ^= sums[value]
+        return mark
+
+    def aliases(self, values: Iterable[object]) -> tuple[int, ...]:
+        """The fields whose containers are among some values."""
+        held = {id(self.fields[number].get(self.fields[number].thing)): number for number in self._containers}
+        return tuple(held[id(value)] for value in values if type(value) in _CONTAINERS and id(value) in held)
 
     def canonical(self, value: object) -> Any:
         """A value as plain numbers, strings and tuples. TypeError for what has no stable name."""
         if type(value) in _PLAIN_TYPES:
             return value
         if isinstance(value, State):
-            return self.names[value]
+            return ("state", self.names[value])
         if isinstance(value, (tuple, list, deque)):
             return tuple([self.canonical(item) for item in value])
         if isinstance(value, dict):
@@ -200,6 +341,8 @@ class Arena:
             return ("type", value.__qualname__)
         if isinstance(value, BaseException):
             return ("raised", type(value).__qualname__, self.canonical(value.args))
+        if isinstance(value, bytearray):
+            return ("bytes", bytes(value))
         atom = self.atoms.get(id(value))
         if atom is None:
             raise TypeError(f"{type(value).__qualname__} has no name that is the same in every process: {value!r}")
@@ -208,35 +351,33 @@ class Arena:
     def check(self) -> None:
         """TypeError if a slot holds a mutable container that `take` would not copy. For tests."""
         for field in self.fields:
-            value = getattr(self.objects[field.owner], field.slot, None)
+            value = field.get(field.thing)
             if isinstance(value, (list, dict, set, deque, bytearray)) and type(value) is not field.container:
-                owner = type(self.objects[field.owner]).__name__
+                owner = type(field.thing).__name__
                 raise TypeError(f"{owner}.{field.slot} became a {type(value).__name__}: make it a tuple")
 
 
-_CANON = {
-    "plain": "{v}",
-    "ref": "names[{v}]",
-    "refs": "{v} and tuple([names[x] for x in {v}])",
-    "any": "canonical({v})",
-}
-_EMPTY = (None, ())
-"""What fits every kind."""
+def _content(container: Any) -> tuple[Any, ...] | bytes:
+    if type(container) is bytearray:
+        return bytes(container)
+    return tuple(container.items()) if type(container) is dict else tuple(container)
 
 
-def _kind_of(value: object) -> str:
-    if isinstance(value, _PLAIN):
-        return "plain"
-    if isinstance(value, State):
-        return "ref"
-    if type(value) is tuple:
-        if not value:
-            return "plain"
-        if all(isinstance(item, State) for item in value):
-            return "refs"
-        if all(_kind_of(item) == "plain" for item in value):
-            return "plain"
-    return "any"
+def _flat(container: Any) -> tuple[Any, ...]:
+    """The same, to be compared by identity."""
+    return (*container, *container.values()) if type(container) is dict else tuple(container)
+
+
+def _refill(container: Any, content: Any) -> None:
+    """Give a container the content that it had."""
+    if type(container) is dict:
+        container.clear()
+        container.update(content)
+    elif type(container) is deque:
+        container.clear()
+        container.extend(content)
+    else:
+        container[:] = content
 
 
 _slots: dict[tuple[type, bool], tuple[str, ...]] = {}

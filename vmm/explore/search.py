@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from array import array
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.explore.actors import Actor, NotDeterministic, Stage, Standing
+from vmm.explore.footprints import Footprints
 from vmm.explore.heap import Arena
 from vmm.explore.liveness import Graph
 from vmm.order import State, Violation
@@ -63,96 +66,113 @@ class Result(NamedTuple):
 class _Node(NamedTuple):
     heap: Heap
     standings: tuple[Standing, ...]
-    mark: bytes
+    mark: int
 
 
 def explore(scenario: Scenario, limit: int = 1_000_000, audit: bool = False) -> Result:
     """Try every order, level by level, until all states are seen, a rule is broken, or `limit` states are known.
 
-    The count is exact and the same every time. `audit` checks each heap for containers that would not be copied.
+    The count is exact and the same every time. `audit` runs the code for every step, however well it is known, and
+    checks each heap for containers that would not be copied.
     """
-    stage = set_up(scenario)
-    arena = stage.arena
-    names = [actor.name for actor in scenario.actors]
-    start = arena.take()
-    standings = stage.beginning()
-    first = _Node(start, standings, _mark(arena, start, standings))
-    seen: dict[bytes, tuple[bytes, int, str]] = {first.mark: (b"", -1, "")}
-    level = [first]
-    transitions = depth = ends = 0
-    graph = Graph(len(scenario.live)) if scenario.live else None
-    numbers = {first.mark: 0}
+    with Footprints(set_up(scenario), audit) as steps:
+        return _explore(scenario, steps, limit)
 
-    def found(rule: str, mark: bytes, last: int = -1, cause: BaseException | None = None) -> Finding:
-        steps = [] if last < 0 else [(last, "violates")]
-        while True:
-            mark, actor, step = seen[mark]
-            if actor < 0:
-                break
-            steps.append((actor, step))
-        steps.reverse()
-        return Finding(rule, tuple((names[n], step) for n, step in steps), tuple(n for n, _ in steps), cause)
+
+def _explore(scenario: Scenario, steps: Footprints, limit: int) -> Result:
+    first = _Node(*steps.beginning())
+    numbers = {first.mark: 0}
+    parents, actors = array("I", [0]), bytearray(1)
+    level = [first]
+    transitions = depth = ends = base = 0
+    graph = Graph(len(scenario.live)) if scenario.live else None
+
+    def found(
+        rule: str, state: int, last: int = -1, cause: BaseException | None = None, cycle: tuple[int, ...] = ()
+    ) -> Finding:
+        choices = [] if last < 0 else [last]
+        while state:
+            choices.append(actors[state])
+            state = parents[state]
+        choices.reverse()
+        stem = tuple(choices)
+        return Finding(
+            rule, _trail(scenario, steps, first, stem + cycle), stem + cycle, cause, len(stem) if cycle else None
+        )
 
     def result(finding: Finding | None, complete: bool = True) -> Result:
-        arena.put(start)
-        return Result(len(seen), transitions, depth, ends, finding, complete)
+        steps.arena.put(first.heap)
+        return Result(len(numbers), transitions, depth, ends, finding, complete)
 
     while level:
         following: list[_Node] = []
-        for node in level:
-            enabled = stage.enabled(node.heap, node.standings)
-            wrong = scenario.always() if scenario.always is not None else None
+        for number, (heap, standings, mark) in enumerate(level, base):
+            enabled = steps.enabled(heap, standings)
+            wrong = steps.says(scenario.always, heap) if scenario.always is not None else None
             if wrong is None and not enabled:
                 ends += 1
-                wrong = stuck(scenario, node.standings)
+                wrong = stuck(scenario, standings)
                 if wrong is None and scenario.at_rest is not None:
+                    steps.arena.put(heap)
                     wrong = scenario.at_rest()
             if wrong is not None:
-                return result(found(wrong, node.mark))
+                return result(found(wrong, number))
             if graph is not None:
-                graph.state(goal() for _, goal in scenario.live)
+                graph.state(steps.says(goal, heap) for _, goal in scenario.live)
             for n in enabled:
                 transitions += 1
                 try:
-                    heap, standing, step = stage.step(node.heap, n, node.standings[n])
+                    step = steps.step(heap, standings, mark, n)
                 except Violation as violation:
-                    return result(found(str(violation), node.mark, n, violation.__cause__))
+                    return result(found(_nameless(str(violation)), number, n, violation.__cause__))
                 except NotDeterministic as fault:
-                    fault.operation = scenario.actors[n].at(node.standings[n].done)
+                    fault.operation = scenario.actors[n].at(standings[n].done)
                     raise
-                if audit:
-                    arena.check()
-                after = (*node.standings[:n], standing, *node.standings[n + 1 :])
-                mark = _mark(arena, heap, after)
-                if mark not in seen:
-                    seen[mark] = (node.mark, n, step)
-                    following.append(_Node(heap, after, mark))
-                    numbers[mark] = len(numbers)
+                after = step[4]
+                if after not in numbers:
+                    numbers[after] = len(numbers)
+                    parents.append(number)
+                    actors.append(n)
+                    following.append(_Node(step[2], step[3], after))
+                    if len(numbers) >= limit:
+                        return result(None, complete=False)
                 if graph is not None:
-                    owed = scenario.actors[n].fair or node.standings[n].suspended is not None
-                    graph.edge(n, owed, numbers[mark])
-                if len(seen) >= limit:
-                    return result(None, complete=False)
+                    graph.edge(n, standings[n].place.owed, numbers[after])
+        base += len(level)
         level = following
         depth += 1
-    return result(None if graph is None else _unfair(scenario, graph, list(numbers), found))
+    return result(None if graph is None else _unfair(scenario, graph, found))
 
 
-def _unfair(
-    scenario: Scenario, graph: Graph, marks: list[bytes], found: Callable[[str, bytes], Finding]
-) -> Finding | None:
+def _trail(scenario: Scenario, steps: Footprints, node: _Node, choices: tuple[int, ...]) -> tuple[tuple[str, str], ...]:
+    """The steps' names."""
+    trail = []
+    heap, standings, mark = node
+    for n in choices:
+        try:
+            _, name, heap, standings, mark = steps.step(heap, standings, mark, n)
+        except Violation:
+            name = "violates"
+        trail.append((scenario.actors[n].name, name))
+    return tuple(trail)
+
+
+def _unfair(scenario: Scenario, graph: Graph, found: Callable[..., Finding]) -> Finding | None:
     """A goal that need not come true again."""
     for goal, (name, _) in enumerate(scenario.live):
         lasso = graph.lasso(goal)
         if lasso is None:
             continue
         if not lasso.cycle:
-            return found(f"{name}: not so where nobody can act any more", marks[lasso.start])
+            return found(f"{name}: not so where nobody can act any more", lasso.start)
         text = f"{name}: need not come true again: {len(lasso.cycle)} steps that can be repeated for ever"
-        stem = found(text, marks[lasso.start])
-        around = tuple((scenario.actors[n].name, "") for n in lasso.cycle)
-        return stem._replace(trail=stem.trail + around, choices=stem.choices + lasso.cycle, loop=len(stem.choices))
+        return found(text, lasso.start, cycle=lasso.cycle)
     return None
+
+
+def _nameless(text: str) -> str:
+    """Without the addresses that differ from run to run."""
+    return re.sub(r" object at 0x[0-9a-f]+", "", text)
 
 
 def set_up(scenario: Scenario) -> Stage:
@@ -175,17 +195,11 @@ def _owners(actors: tuple[Actor, ...]) -> list[object]:
     return owners
 
 
-def _mark(arena: Arena, heap: Heap, standings: tuple[Standing, ...]) -> bytes:
-    return arena.fingerprint(
-        heap, *[s.done if s.suspended is None else (s.done, s.suspended.position) for s in standings]
-    )
-
-
 def stuck(scenario: Scenario, standings: tuple[Standing, ...]) -> str | None:
     """Nobody can act: a deadlock if somebody is in the middle of an operation."""
     held = [
-        f"{actor.name} at {standing.suspended.step}"
+        f"{actor.name} at {standing.place.step}"
         for actor, standing in zip(scenario.actors, standings, strict=True)
-        if standing.suspended is not None
+        if standing.place.step
     ]
     return f"deadlock: {', '.join(held)}" if held else None
