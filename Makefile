@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := vmm devices machine guest_images tests
 
-.PHONY: demo test endurance lint bench docs guests clean
+.PHONY: demo test endurance lint bench docs guests images clean
 
 demo: $(READY) ## Boot the hot-plug guest, plug, interrupt, unplug; one verdict a device
 	@$(BIN)/vintx demo
@@ -29,8 +29,12 @@ docs: $(READY) ## The documentation as HTML, in build/docs
 	$(BIN)/sphinx-build -q -W -b html docs build/docs
 	@echo "build/docs/index.html"
 
-guests: $(READY) ## Rebuild the guest images with binutils
+guests: $(READY) ## The Linux guest of the tests, from Debian's packages (SUITE=trixie: another Debian's kernel)
+	$(BIN)/python -m guest_images.linux
+
+images: ## Rebuild the guest images with binutils
 	$(MAKE) -C guest_images
+	$(MAKE) -C guest_images/linux
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

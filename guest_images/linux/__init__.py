@@ -50,7 +50,20 @@ def find(name: str = DEFAULT) -> LinuxGuest:
     except OSError:
         how = "make guests" if name == DEFAULT else f"make guests SUITE={name}"
         raise GuestMissing(f"no Linux guest {name!r} in {cache()}: {how}") from None
+    _refresh(folder)
     return LinuxGuest(folder / "vmlinuz", folder / "initrd.gz", about["release"], tuple(about["packages"]))
+
+
+def _refresh(folder: Path) -> None:
+    """Make initrd.gz of what was fetched and of our own files as they are now."""
+    from guest_images.linux import initrd
+
+    wanted = (folder / "base.cpio.gz").read_bytes() + initrd.scripts()
+    place = folder / "initrd.gz"
+    if not place.exists() or place.read_bytes() != wanted:
+        new = folder / f"initrd.{os.getpid()}"
+        new.write_bytes(wanted)
+        new.replace(place)
 
 
 def fetch(suite: str | None = None) -> LinuxGuest:
@@ -82,11 +95,11 @@ def build(
     release = version(content, str(kernel)).split()[0]
     folder = cache() / name
     folder.mkdir(parents=True, exist_ok=True)
-    archive = initrd.build(busybox, release, modules)
+    base = initrd.build(busybox, release, modules)
     (folder / "guest.json").unlink(missing_ok=True)
     shutil.copyfile(kernel, folder / "vmlinuz")
     shutil.copyfile(busybox, folder / "busybox")
-    (folder / "initrd.gz").write_bytes(initrd.compress(archive))
+    (folder / "base.cpio.gz").write_bytes(base)
     about = {"release": release, "packages": packages or [str(kernel), str(busybox)]}
     (folder / "guest.json").write_text(json.dumps(about, indent=2) + "\n")
     return find(name)

@@ -17,9 +17,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m guest_images.linux", description="Build the Linux guest that tests and benches use."
     )
     environment = os.environ.get
-    parser.add_argument(
-        "--suite", default=environment("SUITE") or None, help="another Debian: trixie, sid (SUITE)"
-    )
+    parser.add_argument("--suite", default=environment("SUITE") or None, help="another Debian: trixie, sid (SUITE)")
     for name, what in (
         ("kernel", "a bzImage, instead of Debian's"),
         ("busybox", "a static busybox"),

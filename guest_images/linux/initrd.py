@@ -1,4 +1,4 @@
-"""The guest's first root file system: busybox, a few kernel modules, and the scripts in `root/`."""
+"""The guest's first root file system, in two archives: busybox and a few kernel modules, then what is in `root/`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,12 @@ MODULES: Final = (
     "virtio_net",
     "virtio_console",
     "virtio_rng",
-    "vfio_pci",
 )
 """What the guest may load; whatever these need comes along."""
 
 
 def build(busybox: Path, release: str, folder: Path | None) -> bytes:
-    """The archive, not compressed. `folder`: lib/modules/RELEASE of the kernel, None for a guest without modules."""
+    """The first archive, compressed. `folder`: the kernel's lib/modules/RELEASE, None for a guest without modules."""
     archive = Archive()
     for name in FOLDERS:
         archive.directory(name)
@@ -42,13 +41,6 @@ def build(busybox: Path, release: str, folder: Path | None) -> bytes:
     for applet in _applets(busybox):
         if applet != "busybox":
             archive.link(f"bin/{applet}", "busybox")
-    for path in sorted(ROOT.rglob("*")):
-        name = path.relative_to(ROOT).as_posix()
-        if path.is_dir():
-            archive.directory(name)
-        else:
-            content = path.read_bytes()
-            archive.file(name, content, 0o755 if content.startswith((b"#!", b"\x7fELF")) else 0o644)
     if folder is not None:
         chosen = modules.closure(folder, MODULES)
         place = f"lib/modules/{release}"
@@ -56,12 +48,20 @@ def build(busybox: Path, release: str, folder: Path | None) -> bytes:
             archive.file(f"{place}/{module.path}", module.content)
         archive.file(f"{place}/modules.dep", modules.dependencies(chosen).encode())
         archive.file(f"{place}/modules.alias", modules.aliases(chosen).encode())
-    return archive.finish()
+    return gzip.compress(archive.finish(), 6, mtime=0)
 
 
-def compress(archive: bytes) -> bytes:
-    """As initrd.gz; the same bytes for the same archive."""
-    return gzip.compress(archive, 6, mtime=0)
+def scripts() -> bytes:
+    """The second archive, compressed: our own files."""
+    archive = Archive()
+    for path in sorted(ROOT.rglob("*")):
+        name = path.relative_to(ROOT).as_posix()
+        if path.is_dir():
+            archive.directory(name)
+        else:
+            content = path.read_bytes()
+            archive.file(name, content, 0o755 if content.startswith((b"#!", b"\x7fELF")) else 0o644)
+    return gzip.compress(archive.finish(), 6, mtime=0)
 
 
 def overlay(initrd: Path, files: Mapping[str, bytes | str]) -> bytes:
