@@ -39,15 +39,22 @@ class Node:
 
 
 class Outcome:
-    """What a step does. `writes`: fields and their new values; `blind`: those of them that it did not read; `change`:
+    """What a step does. `reads`: the fields that it read; `writes`: fields and their new values; `blind`: those of them that it did not read; `change`:
     what it does to a state's mark, its blind fields' old values apart.
     """
 
-    __slots__ = ("blind", "change", "needs", "place", "step", "suspended", "uses", "writes")
+    __slots__ = ("blind", "change", "needs", "place", "reads", "step", "suspended", "uses", "writes")
 
     def __init__(
-        self, place: Place, step: str, writes: tuple[tuple[int, int], ...], blind: tuple[int, ...], change: int
+        self,
+        place: Place,
+        step: str,
+        reads: tuple[int, ...],
+        writes: tuple[tuple[int, int], ...],
+        blind: tuple[int, ...],
+        change: int,
     ) -> None:
+        self.reads = reads
         self.place = place
         self.step = step
         self.suspended = bool(place.step)
@@ -59,7 +66,12 @@ class Outcome:
 
     def same(self, other: Outcome) -> bool:
         """They do the same."""
-        return self.place is other.place and self.step == other.step and self.writes == other.writes
+        return (
+            self.place is other.place
+            and self.step == other.step
+            and self.reads == other.reads
+            and self.writes == other.writes
+        )
 
 
 class Answer:
@@ -285,11 +297,11 @@ class Footprints:
             change ^= arena.sums[field][value]
             if field in read:
                 change ^= arena.sums[field][before[field]]
-        outcome = Outcome(now.place, name, tuple(sorted(writes)), blind, change)
+        outcome = Outcome(now.place, name, tuple(reads), tuple(sorted(writes)), blind, change)
         for field in blind:
             change ^= arena.sums[field][before[field]]
         if known is None:
-            place.tree = self._grown(place.tree, tuple(reads), before, outcome, f"what {place!r} does")
+            place.tree = self._grown(place.tree, outcome.reads, before, outcome, f"what {place!r} does")
         elif not outcome.same(known):
             raise NotDeterministic(
                 f"{place.name} did something else {'at ' + place.step if place.step else 'in its first step'} than "
