@@ -2,6 +2,8 @@
 
     -object rng-builtin,id=r0
     -object rng-random,id=r1,filename=/dev/hwrng
+
+A device names one (`virtio-rng-pci,rng=r0`), and it is that device's until it is unplugged.
 """
 
 from __future__ import annotations

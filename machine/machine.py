@@ -19,7 +19,7 @@ from machine.registry import device_type, machine_type
 from vmm.block_graph import BlockGraph
 from vmm.clock import HostClock, VirtualClock
 from vmm.errors import ConfigError, QmpError
-from vmm.lifecycle import Holdings, Ledger
+from vmm.lifecycle import Holdings, Ledger, Phase
 from vmm.loop import Loop
 from vmm.memory import AddressSpace, GuestMemory
 from vmm.order import Executor
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from devices.device import Device, Property
     from vmm.chardev import CharBackend
+    from vmm.netdev import Netdev
 
     D = TypeVar("D", bound=Device)
     EventSink = Callable[[str, dict[str, Any]], None]
@@ -79,6 +80,8 @@ class MachineConfig:
     """Character devices that devices name by id."""
     blocks: BlockGraph = field(default_factory=BlockGraph)
     """Drives and block nodes that devices name by id. The machine closes them at its end."""
+    netdevs: dict[str, Netdev] = field(default_factory=dict)
+    """Network back ends that devices name by id. The machine closes them at its end."""
     cpu_model: str | None = None
     cpu_options: dict[str, str] = field(default_factory=dict)
     """Features of the CPU, `on` or `off`."""
@@ -134,6 +137,9 @@ class Machine:
         """Devices of the board, in the order of their making."""
         self.objects: dict[str, Any] = {}
         self.blocks = self.config.blocks
+        self.netdevs = self.config.netdevs
+        self.default_msix = self.config.accel == "qtest"
+        """Devices that can have MSI-X have it unless told otherwise, as QEMU's test programs expect."""
         self.watchdog_action = self.config.watchdog
         self.buses: dict[str, plug.Bus] = {}
         self._anonymous_numbers = itertools.count()
@@ -333,13 +339,16 @@ class Machine:
     def close(self) -> None:
         """Unrealize everything, last made first; the ledger is empty afterwards."""
         for device in [*reversed(self.anonymous.values()), *reversed(self.peripherals.values())]:
-            plug.remove(self, device, announce=False)
+            if device.life.phase is not Phase.ABSENT:  # as one is that went with what it was plugged into
+                plug.remove(self, device, announce=False)
         for name in reversed(list(self.objects)):
             plug.object_del(self, name)
         for device in reversed(self.unattached):
             device.unrealize()
         self.unattached.clear()
         self.blocks.close()
+        for netdev in self.netdevs.values():
+            netdev.close()
         self.holdings.close()
 
     # Devices and objects.

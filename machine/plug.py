@@ -172,6 +172,10 @@ def device_del(machine: Machine, name: str) -> None:
         raise ConfigError(f"Device '{device.driver}' does not support hotplugging")
     if device.life.phase not in (Phase.REALIZED, Phase.UNPLUG_REQUESTED):
         raise LifecycleError(name, device.life.phase.value, "device_del")
+    if getattr(getattr(device, "bus", None), "unplugs_at_once", False):
+        device.life.move("request-unplug", Who.USER)
+        remove(machine, device)
+        return
     request = getattr(machine, "request_unplug", None)
     if request is None:
         raise ConfigError(f"machine '{machine.type_name}' has nobody to ask for an unplug")
@@ -180,11 +184,18 @@ def device_del(machine: Machine, name: str) -> None:
 
 
 def remove(machine: Machine, device: Device, who: Who = Who.MACHINE, announce: bool = True) -> None:
-    """Unrealize a device and forget it: the end of an unplug. Emits DEVICE_DELETED if `announce`."""
+    """Unrealize a device and forget it: the end of an unplug. Emits DEVICE_DELETED if `announce`.
+
+    What is plugged into the device goes first.
+    """
+    for child in getattr(device, "children", ()):
+        remove(machine, child, who, announce)
     device.life.move("unrealize", who)
     device.unrealize()
     device.life.move("gone", Who.MACHINE)
     if announce:
+        for part in getattr(device, "qom_parts", ()):
+            machine.emit("DEVICE_DELETED", {"path": f"{device.path}/{part}"})
         data = {"device": device.id} if device.id is not None else {}
         machine.emit("DEVICE_DELETED", {**data, "path": device.path})
 

@@ -57,8 +57,22 @@ _DEVICES = {
     "qemu64-x86_64-cpu": "machine.processor:X86Cpu",
     "vfio-pci": "devices.vfio_pci:VfioPci",
     "vfio-user-pci": "devices.vfio_user_pci:VfioUserPci",
+    "virtconsole": "devices.virtio.serial:VirtConsole",
+    "virtio-balloon-pci": "devices.virtio.balloon:VirtioBalloon",
+    "virtio-blk-pci": "devices.virtio.blk:VirtioBlk",
+    "virtio-keyboard-pci": "devices.virtio.input:VirtioKeyboard",
+    "virtio-mouse-pci": "devices.virtio.input:VirtioMouse",
+    "virtio-net-pci": "devices.virtio.net:VirtioNet",
     "virtio-rng-pci": "devices.virtio.rng:VirtioRng",
+    "virtio-serial-pci": "devices.virtio.serial:VirtioSerial",
+    "virtio-tablet-pci": "devices.virtio.input:VirtioTablet",
+    "virtserialport": "devices.virtio.serial:VirtSerialPort",
 }
+_DEVICE_ALIASES = {
+    f"virtio-{kind}": f"virtio-{kind}-pci"
+    for kind in ("balloon", "blk", "keyboard", "mouse", "net", "rng", "serial", "tablet")
+}
+"""Other names that device_add takes, as QEMU's does."""
 _OBJECTS = {
     "memory-backend-ram": "devices.memory_backend:MemoryBackendRam",
     "rng-builtin": "devices.rng_backend:RngBuiltin",
@@ -67,9 +81,20 @@ _OBJECTS = {
 }
 _MACHINES = {"pc": "machine.pc:PcMachine", "none": "machine.none:NoneMachine"}
 _MACHINE_ALIASES = {"pc-i440fx": "pc"}
-ABSTRACT_DEVICES = {"device": None, "pci-device": "device", "isa-device": "device", "sys-bus-device": "device"}
+ABSTRACT_DEVICES = {
+    "device": None,
+    "pci-device": "device",
+    "isa-device": "device",
+    "sys-bus-device": "device",
+    "virtio-serial-port": "device",
+}
 """Abstract device types and their parents, as qom-list-types shows them."""
-ABSTRACT_OF_BUS = {"PCI": "pci-device", "ISA": "isa-device", "System": "sys-bus-device"}
+ABSTRACT_OF_BUS = {
+    "PCI": "pci-device",
+    "ISA": "isa-device",
+    "System": "sys-bus-device",
+    "virtio-serial-bus": "virtio-serial-port",
+}
 
 
 def _load(reference: str) -> type:
@@ -94,6 +119,7 @@ def device_names() -> list[str]:
 @functools.cache
 def device_type(driver: str) -> type[Device] | None:
     """The class of a driver; None if there is none. ConfigError if a third party's cannot be imported."""
+    driver = _DEVICE_ALIASES.get(driver, driver)
     reference = _DEVICES.get(driver) or _plugged("vintx.devices").get(driver)
     if reference is None:
         return None

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from devices.device import Property
 from devices.pci import config as cfg
-from devices.pci import msix
 from devices.pci.device import PciDevice
 from devices.pci.dma import Dma
+from devices.pci.msi import Msix
 from devices.virtio import registers as r
 from devices.virtio.queue import QueueBroken, Virtqueue
 from vmm.errors import ConfigError, PropertyError
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 BATCH_BYTES = 1 << 20
 BATCH_CHAINS = 64
 """After so much the guest and the monitors get a turn."""
+MSIX_BAR, MSIX_SIZE, MSIX_PBA = 1, 0x1000, 0x800
+MAX_VECTORS = MSIX_PBA // 16
 _M32 = 0xFFFF_FFFF
 _WINDOW = (1, 2, 4)
 
@@ -78,6 +80,8 @@ class VirtioPci(PciDevice):
     config_size: int = 0
     """Bytes of the device's own configuration."""
     interrupt_pin = 1
+    qom_parts = ("virtio-backend",)
+    """What QEMU has as an object of its own behind the function; clients hear of its end, too."""
     properties = (
         *PciDevice.properties,
         Property("disable-legacy", "str", "auto", "on: no legacy interface"),
@@ -103,7 +107,6 @@ class VirtioPci(PciDevice):
             )
         self.queues: list[Virtqueue] = []
         self.dma: Dma
-        self.msix: msix.Msix | None = None
         self._timer: Timer
         self._window = 0
         self._power_on()
@@ -164,14 +167,16 @@ class VirtioPci(PciDevice):
         vectors = self.values["vectors"]
         if vectors is None:
             vectors = self.default_vectors if getattr(board, "default_msix", False) else 0
-        if vectors > msix.MAX_VECTORS:
-            raise PropertyError(f"vectors={vectors}: at most {msix.MAX_VECTORS}", self.driver, "vectors")
+        if vectors > MAX_VECTORS:
+            raise PropertyError(f"vectors={vectors}: at most {MAX_VECTORS}", self.driver, "vectors")
         if self.modern:
             self._add_capabilities()
             region = IoRegion("virtio-pci", r.MODERN_SIZE, self._modern_read, self._modern_write, max_access=4)
             self.register_bar(r.MODERN_BAR, region, mem64=True, prefetchable=True)
         if vectors:
-            self.msix = msix.Msix(self, vectors, 1, self._send_message)
+            self.msix = Msix(self, vectors, MSIX_BAR, table=0, pba=MSIX_PBA)
+            empty = IoRegion("virtio-msix", MSIX_SIZE, lambda _offset, _size: 0, lambda _offset, _size, _value: None)
+            self.register_bar(MSIX_BAR, self.msix.wrap(empty))
         if self.legacy:
             size = 1 << (r.LEGACY_CONFIG_MSIX + self.config_size - 1).bit_length()
             region = IoRegion("virtio-pci-legacy", size, self._legacy_read, self._legacy_write, max_access=4)
@@ -207,8 +212,6 @@ class VirtioPci(PciDevice):
     def reset(self) -> None:
         """Power-on state."""
         super().reset()
-        if self.msix is not None:
-            self.msix.reset()
         self._restart()
 
     def _restart(self) -> None:
@@ -268,15 +271,6 @@ class VirtioPci(PciDevice):
                 self.msix.notify(vector)
         else:
             self.set_intx(True)
-
-    def _send_message(self, address: int, data: int) -> None:
-        if not self.bus_master:
-            return
-        bus = getattr(self.board, "apic_bus", None)
-        if address >> 20 == 0xFEE and bus is not None:
-            bus.msi(address, data)
-        else:
-            self.dma_write(address, data.to_bytes(4, "little"))
 
     def config_interrupt(self) -> None:
         """Tell the driver that the device's own configuration changed. Sets both bits of ISR status, as QEMU does."""
@@ -363,7 +357,7 @@ class VirtioPci(PciDevice):
         return self.queues[self._select] if self._select < len(self.queues) else None
 
     def _vector(self, value: int) -> int:
-        count = self.msix.count if self.msix is not None else 0
+        count = self.msix.vectors if self.msix is not None else 0
         return value if value < count else r.NO_VECTOR
 
     # Legacy interface. Ref: VIRTIO 1.2, 4.1.4.10.
@@ -550,7 +544,7 @@ class VirtioPci(PciDevice):
             if found is not None:
                 region, at, length = found
                 region.write(at, length, self.config.get(window + r.PCI_CAP_DATA, length))
-        if self.msix is not None and self.msix.config_changed(offset, size):
+        if self.msix is not None and offset >= cfg.HEADER_SIZE:
             self._update_pin()
 
     def _through_window(self) -> tuple[IoRegion, int, int] | None:
