@@ -32,6 +32,7 @@ def text_of(request: HelpRequest) -> str:
         "object": _objects,
         "cpu": _cpus,
         "chardev": _chardevs,
+        "netdev": _netdevs,
         "trace": _events,
         "d": lambda _: "Log items: none; -trace PATTERN writes events\n",
     }
@@ -89,6 +90,12 @@ def _cpus(_: str) -> str:
     lines = ["Available CPUs:", *(f"  {name:<20} {model.about}" for name, model in MODELS.items())]
     lines += ["", "Recognized CPUID flags:", "  " + " ".join(sorted(FEATURES))]
     return "\n".join(lines) + "\n"
+
+
+def _netdevs(_: str) -> str:
+    from vmm.netdev import KINDS
+
+    return "Available netdev backend types:\n" + "".join(f"  {kind}\n" for kind in KINDS)
 
 
 def _chardevs(_: str) -> str:

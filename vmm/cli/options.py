@@ -114,6 +114,8 @@ class Config:
     fw_cfg: list[FwCfgSpec] = field(default_factory=list)
     chardevs: list[str] = field(default_factory=list)
     """As `vmm.chardev_options.parse_chardev` takes them."""
+    netdevs: list[tuple[dict[str, str], str]] = field(default_factory=list)
+    """As `vmm.netdev.make_netdev` takes them, with the argument as given."""
     monitors: list[MonitorSpec] = field(default_factory=list)
     serials: list[str] = field(default_factory=list)
     """As `vmm.chardev_options.parse_serial` takes them."""
@@ -348,6 +350,14 @@ def _chardev(config: Config, text: str) -> None:
     config.chardevs.append(text)
 
 
+def _netdev(config: Config, text: str) -> None:
+    given = parse_keyval(text, "type")
+    if given.help:
+        _ask(config, "netdev")
+        return
+    config.netdevs.append((dict(given.values), text))
+
+
 def _mon(config: Config, text: str) -> None:
     values = parse_keyval(text, "chardev", flags=True).values
     only(values, ("chardev", "mode", "pretty", "id"))
@@ -467,13 +477,15 @@ OPTIONS: Final[tuple[Option | str, ...]] = (
     Option(("monitor",), "WHERE", "a human monitor", _monitor("readline")),
     Option(("serial",), "WHERE", "a serial port: stdio, file:PATH, null, chardev:ID, ...", _append_to("serials")),
     Option(("parallel",), "none", "there is no parallel port", _nothing_but("parallel port", "none")),
-    "Display, sound and network (there are none)",
+    "Network",
+    Option(("netdev",), "TYPE,id=ID[,PROP=VALUE...]", "a network back end: hubport or socket", _netdev),
+    Option(("net",), "none", "no network card by default", _nothing_but("network", "none")),
+    Option(("nic",), "none", "the same", _nothing_but("network", "none")),
+    "Display and sound (there are none)",
     Option(("display",), "none", "no display", _nothing_but("display", "none")),
     Option(("nographic",), None, "no display, and the first serial port on stdio", _flag("nographic")),
     Option(("vga",), "none", "no graphics card", _nothing_but("graphics card", "none")),
     Option(("audio",), "none", "no sound", _nothing_but("sound", "none")),
-    Option(("net",), "none", "no network", _nothing_but("network", "none")),
-    Option(("nic",), "none", "no network", _nothing_but("network", "none")),
     "Process, logs and tests",
     Option(("pidfile",), "PATH", "write the process id there", _set("pidfile")),
     Option(("run-with",), "exit-with-parent=on|off", "end when the parent process ends", _run_with),
@@ -495,7 +507,6 @@ REFUSED: Final = {
     "icount": "-accel qtest has a virtual clock",
     "incoming": "there is no migration",
     "loadvm": "there are no snapshots of running guests",
-    "netdev": "there is no network",
     "usb": "there is no USB",
     "vnc": "there is no display",
     "readconfig": "there are no configuration files",
