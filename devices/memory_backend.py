@@ -1,24 +1,31 @@
-"""memory-backend-ram: an object that is a piece of anonymous host memory.
+"""Memory backends: objects that are a piece of host memory.
 
     -object memory-backend-ram,id=m0,size=1M[,share=on]
+    -object memory-backend-memfd,id=m0,size=256M[,share=on] -machine pc,memory-backend=m0 -m 256M
 
-The machine's own RAM is not made from one: it is for devices that take memory by name.
+A device takes one by name, and so does the machine for its RAM. What is in a memfd and shared can be given to another
+process, which then reaches it without asking: that is how a device in another process does DMA at full speed.
 """
 
 from __future__ import annotations
 
 import mmap
-from typing import Any
+import os
+from typing import Any, ClassVar
 
 from devices.device import Property
 from vmm.errors import ConfigError, PropertyError
+from vmm.shared_memory import memfd
 
 
 class MemoryBackendRam:
-    """The object. `memory` has the bytes; `in_use` is the id of the device that has them mapped."""
+    """The object. `memory` has the bytes; `in_use` is the id of the device that has them mapped.
+
+    `fd`, if not -1, is a file that has the bytes.
+    """
 
     qom_type = "memory-backend-ram"
-    properties = (
+    properties: ClassVar[tuple[Property, ...]] = (
         Property("size", "size", 0, "bytes"),
         Property("share", "bool", False, "other processes may map it"),
     )
@@ -27,11 +34,21 @@ class MemoryBackendRam:
         self.id = id
         self.values = values
         self.in_use: str | None = None
+        self.fd = -1
+        self._map()
+
+    def _map(self) -> None:
+        values = self.values
         flags = mmap.MAP_ANONYMOUS | (mmap.MAP_SHARED if values["share"] else mmap.MAP_PRIVATE)
         try:
             self.memory = mmap.mmap(-1, values["size"], flags=flags)
         except (OSError, OverflowError) as error:
-            raise ConfigError(f"cannot set up guest memory '{id}': Cannot allocate memory") from error
+            raise ConfigError(f"cannot set up guest memory '{self.id}': Cannot allocate memory") from error
+
+    @property
+    def shared_fd(self) -> int:
+        """The file through which other processes may reach the bytes; -1 if they may not."""
+        return self.fd if self.values["share"] else -1
 
     @classmethod
     def create(cls, id: str, properties: dict[str, object], from_text: bool, board: Any) -> MemoryBackendRam:  # noqa: ARG003
@@ -51,3 +68,30 @@ class MemoryBackendRam:
     def close(self) -> None:
         """Give the memory back."""
         self.memory.close()
+
+
+class MemoryBackendMemfd(MemoryBackendRam):
+    """As `MemoryBackendRam`, in a memfd. It is sealed: nobody who has it can cut it off under the others."""
+
+    qom_type = "memory-backend-memfd"
+    properties = (
+        Property("size", "size", 0, "bytes"),
+        Property("share", "bool", True, "other processes may map it"),
+        Property("seal", "bool", True, "keep the size as it is"),
+    )
+
+    def _map(self) -> None:
+        size = self.values["size"]
+        if size % mmap.PAGESIZE:
+            raise ConfigError(f"backend memory size must be multiple of {mmap.PAGESIZE:#x}")
+        self.fd = memfd(self.id, size, self.values["seal"])
+        try:
+            self.memory = mmap.mmap(self.fd, size, mmap.MAP_SHARED if self.values["share"] else mmap.MAP_PRIVATE)
+        except (OSError, OverflowError) as error:
+            os.close(self.fd)
+            raise ConfigError(f"cannot set up guest memory '{self.id}': Cannot allocate memory") from error
+
+    def close(self) -> None:
+        """Give memory and file back."""
+        super().close()
+        os.close(self.fd)

@@ -19,7 +19,7 @@ from machine.registry import device_type, machine_type
 from vmm.block_graph import BlockGraph
 from vmm.clock import HostClock, VirtualClock
 from vmm.errors import ConfigError, QmpError
-from vmm.lifecycle import Holdings, Ledger, Phase
+from vmm.lifecycle import Holdings, Ledger, Phase, Row
 from vmm.loop import Loop
 from vmm.memory import AddressSpace, GuestMemory
 from vmm.order import Executor
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from devices.device import Device, Property
+    from devices.memory_backend import MemoryBackendRam
     from vmm.chardev import CharBackend
     from vmm.netdev import Netdev
 
@@ -63,6 +64,8 @@ class MachineConfig:
     ram_size: int = 128 << 20
     ram_given: bool = False
     """Somebody asked for that size."""
+    memory_backend: MemoryBackendRam | None = None
+    """The object that RAM is in, if it is to be shared; of `ram_size` bytes. It is the machine's from here on."""
     cpus: int = 1
     max_cpus: int | None = None
     accel: str = "tcg"
@@ -97,8 +100,12 @@ class MachineConfig:
     name: str | None = None
     uuid: str = "00000000-0000-0000-0000-000000000000"
     rtc_base: str = "utc"
-    boot_order: str = ""
+    boot_order: str = "cad"
     """Drive letters in the order to boot from, of a c d n; only told to the guest (CMOS)."""
+    boot_once: str | None = None
+    """The order until the first reset, if that is another one."""
+    fd_bootchk: bool = True
+    """The guest's firmware is told to check a floppy's boot sector."""
     boot_menu: bool = False
     fw_cfg: list[tuple[str, bytes]] = field(default_factory=list)
 
@@ -123,7 +130,10 @@ class Machine:
         self.loop = Loop(self.clock, self.executor)
         self.ports = AddressSpace.ports()
         self.mmio = AddressSpace.memory()
-        self.memory = GuestMemory(self.config.ram_size)
+        backend = self.config.memory_backend
+        self.memory = GuestMemory(
+            self.config.ram_size, backend.fd if backend is not None and backend.values["share"] else -1
+        )
         self.state = RunState.PRELAUNCH
         self.complete = False
         self.preconfig = self.config.preconfig
@@ -136,6 +146,9 @@ class Machine:
         self.unattached: list[Device] = []
         """Devices of the board, in the order of their making."""
         self.objects: dict[str, Any] = {}
+        if backend is not None:
+            self.objects[backend.id] = backend
+            self.ledger.take(Row("machine", "object", backend.id))
         self.blocks = self.config.blocks
         self.netdevs = self.config.netdevs
         self.default_msix = self.config.accel == "qtest"
@@ -341,6 +354,8 @@ class Machine:
         for device in [*reversed(self.anonymous.values()), *reversed(self.peripherals.values())]:
             if device.life.phase is not Phase.ABSENT:  # as one is that went with what it was plugged into
                 plug.remove(self, device, announce=False)
+        if self.config.memory_backend is not None:
+            self.config.memory_backend.in_use = None
         for name in reversed(list(self.objects)):
             plug.object_del(self, name)
         for device in reversed(self.unattached):

@@ -74,6 +74,7 @@ _DEVICE_ALIASES = {
 }
 """Other names that device_add takes, as QEMU's does."""
 _OBJECTS = {
+    "memory-backend-memfd": "devices.memory_backend:MemoryBackendMemfd",
     "memory-backend-ram": "devices.memory_backend:MemoryBackendRam",
     "rng-builtin": "devices.rng_backend:RngBuiltin",
     "rng-random": "devices.rng_backend:RngRandom",

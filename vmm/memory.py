@@ -289,20 +289,24 @@ class GuestMemory:
     `below` bytes that the guest has from address 0, and behind them the `above` bytes that it has from 4 GiB. `view`
     is all of it; `locate` says where in it an address is. Engines map the same pages; `on_write(gpa, length)` tells
     them that the host wrote there, so that they forget translated code.
+
+    With `fd`, a file of that size, RAM is shared with whoever maps the file, too. It stays the caller's; `fd` is -1 if
+    there is none.
     """
 
-    __slots__ = ("above", "below", "on_write", "ram", "size", "view")
+    __slots__ = ("above", "below", "fd", "on_write", "ram", "size", "view")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, fd: int = -1) -> None:
         if size <= 0 or size % mmap.PAGESIZE:
             raise ConfigError(f"RAM of {size} bytes: the size must be a positive multiple of {mmap.PAGESIZE}")
         self.size = size
         self.below, self.above = split_ram(size)
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+        flags = mmap.MAP_SHARED if fd >= 0 else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         try:
-            self.ram = mmap.mmap(-1, size, flags=flags)
+            self.ram = mmap.mmap(fd, size, flags=flags | getattr(mmap, "MAP_NORESERVE", 0))
         except (OSError, OverflowError) as error:
             raise ConfigError(f"RAM of {size} bytes: the host has not that much address space ({error})") from error
+        self.fd = fd
         self.view = memoryview(self.ram)
         self.on_write: Callable[[int, int], None] | None = None
 

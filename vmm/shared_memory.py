@@ -27,13 +27,14 @@ F_GET_SEALS = getattr(fcntl, "F_GET_SEALS", 1034)
 F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW = 1, 2, 4
 
 
-def sealed_memfd(name: str, size: int) -> int:
-    """A new memfd that keeps its size. ConfigError if the host has not that much."""
+def memfd(name: str, size: int, seal: bool = True) -> int:
+    """A new memfd, which with `seal` keeps its size. ConfigError if the host has not that much."""
     try:
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.truncate(fd, size)
-            fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW)
+            if seal:
+                fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW)
         except BaseException:
             os.close(fd)
             raise
@@ -127,7 +128,7 @@ class SharedRegion(IoRegion):
             if offset < 0 or length <= 0 or offset + length > size or (offset | length) % mmap.PAGESIZE:
                 raise ConfigError(f"{name}: {offset:#x}+{length:#x} is not made of pages of {size:#x} bytes")
         self.file_offset = file_offset
-        self.fd = sealed_memfd(name, file_offset + size) if fd < 0 else fd
+        self.fd = memfd(name, file_offset + size) if fd < 0 else fd
         self._parts: list[tuple[int, int, SharedBytes]] = []
         try:
             for offset, length in self.areas:

@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import TextIO
 
-    from machine.machine import Machine
+    from devices.memory_backend import MemoryBackendRam
+    from machine.machine import Machine, MachineConfig
     from vmm.chardev import CharBackend
     from vmm.cli.options import Config, MonitorSpec
+    from vmm.netdev import Netdev
     from vmm.qmp.char_monitor import CharMonitor
 
 _PR_SET_PDEATHSIG = 1
@@ -88,8 +90,9 @@ def _run(config: Config) -> int:
         for text in config.chardevs:
             with _blaming(f"-chardev {text}"):
                 _add_chardev(chardevs, parse_chardev(text))
+        netdevs = _netdevs(config, cleanup)
         serial = [_backend(f"-serial {text}", text, f"serial{n}", chardevs) for n, text in enumerate(config.serials)]
-        machine = _build(config, accel, serial, chardevs)
+        machine = _build(config, accel, serial, chardevs, netdevs)
         _trace(config, machine, cleanup)  # what happens as the machine is closed is traced, too
         cleanup.callback(machine.close)
         for given in config.objects:
@@ -128,6 +131,8 @@ async def _serve(
                 open_monitors.append(CharMonitor(monitor_of(machine, spec.mode, spec.pretty), backend))
     for backend in chardevs.values():
         backend.start(loop)
+    for netdev in machine.netdevs.values():
+        netdev.start(loop)
     gc.freeze()
     gc.enable()
     status = await machine.run()
@@ -186,7 +191,30 @@ def _backend(option: str, where: str, name: str, chardevs: dict[str, CharBackend
         return backend
 
 
-def _build(config: Config, accel: str, serial: list[CharBackend | None], chardevs: dict[str, CharBackend]) -> Machine:
+def _netdevs(config: Config, cleanup: contextlib.ExitStack) -> dict[str, Netdev]:
+    """-netdev."""
+    made: dict[str, Netdev] = {}
+    if config.netdevs:
+        from vmm.netdev import HubPort, make_netdev
+
+        hubs: dict[int, list[HubPort]] = {}
+        for options, words in config.netdevs:
+            with _blaming(f"-netdev {words}"):
+                netdev = make_netdev(options, hubs)
+                cleanup.callback(netdev.close)
+                if netdev.id in made:
+                    raise InUse(f"Duplicate ID '{netdev.id}' for netdev", holder=netdev.id)
+                made[netdev.id] = netdev
+    return made
+
+
+def _build(
+    config: Config,
+    accel: str,
+    serial: list[CharBackend | None],
+    chardevs: dict[str, CharBackend],
+    netdevs: dict[str, Netdev],
+) -> Machine:
     from machine.machine import Machine, MachineConfig
 
     settings = MachineConfig(
@@ -202,6 +230,7 @@ def _build(config: Config, accel: str, serial: list[CharBackend | None], chardev
         globals=list(config.globals),
         serial=serial,
         chardevs=chardevs,
+        netdevs=netdevs,
         start_paused=config.paused,
         preconfig=config.preconfig,
         no_reboot=config.actions["reboot"] == "shutdown",
@@ -221,10 +250,36 @@ def _build(config: Config, accel: str, serial: list[CharBackend | None], chardev
     for item in config.fw_cfg:
         content = item.string.encode() if item.string is not None else Path(item.file or "").read_bytes()
         settings.fw_cfg.append((item.name, content))
+    name = settings.options.pop("memory-backend", None)
+    if name is not None:
+        settings.memory_backend = _memory_backend(config, name, settings)
     machine = Machine.create(config.machine or "pc", settings)
     for warning in machine.warnings:
         print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
     return machine
+
+
+def _memory_backend(config: Config, name: str, settings: MachineConfig) -> MemoryBackendRam:
+    """The object of -object that the machine's RAM is to be in; it gives RAM its size unless -m does."""
+    from devices.memory_backend import MemoryBackendRam
+    from machine.registry import object_type
+
+    for given in config.objects:
+        kind = object_type(str(given.values.get("qom-type")))
+        if given.values.get("id") == name and kind is not None and issubclass(kind, MemoryBackendRam):
+            break
+    else:
+        raise UsageError(f"-machine memory-backend={name}: no -object memory-backend-memfd has this id")
+    config.objects.remove(given)
+    rest = {key: value for key, value in given.values.items() if key not in ("qom-type", "id")}
+    with _blaming(f"-object {given.words}"):
+        backend = kind.create(name, rest, given.from_text, None)
+    size = backend.values["size"]
+    if config.ram_size not in (None, size):
+        raise UsageError(f"-m: {config.ram_size} bytes of RAM, and memory backend '{name}' has {size}")
+    settings.ram_size = size
+    backend.in_use = "machine"
+    return backend
 
 
 def _open_qtest(

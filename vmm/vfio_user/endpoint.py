@@ -214,7 +214,7 @@ class Endpoint:
             bits = self.features.dirty_pages(request.address, request.size, wanted.pgsize, min(room, wanted.size))
             self.memory.unmap(request.address, request.size)
             bitmap = p.DirtyBitmap.build({"pgsize": wanted.pgsize, "size": len(bits), "data": bits})
-        elif request.flags or request.argsz > p.MAX_MESSAGE_SIZE:
+        elif request.flags or request.argsz > p.MAX_DATA_XFER_SIZE:
             raise _invalid(f"unmap flags {request.flags:#x}, argsz {request.argsz}")
         else:
             self.memory.unmap(request.address, request.size)
@@ -289,7 +289,7 @@ class Endpoint:
         request = self._parse(message, p.RegionIoFds, p.REGION_IO_FDS_SIZE)
         if not self._region_size(request.index) or request.flags or request.count:
             raise _invalid(f"region {request.index}, flags {request.flags:#x}, count {request.count}")
-        if request.argsz > p.MAX_MESSAGE_SIZE:
+        if request.argsz > p.MAX_DATA_XFER_SIZE:
             raise _invalid(f"argsz {request.argsz}")
         doorbells = [bell for bell in self.device.doorbells if bell.bar == request.index]
         doorbells = doorbells[: self.capabilities["max_msg_fds"]]

@@ -22,10 +22,7 @@ from vmm.vfio_user.protocol import (
     IRQ_INFO_AUTOMASKED,
     IRQ_INFO_EVENTFD,
     IRQ_INFO_MASKABLE,
-    IRQ_INFO_NORESIZE,
     IRQ_INTX,
-    IRQ_MSI,
-    IRQ_MSIX,
     IRQ_REQ,
     IRQ_SET_ACTION_MASK,
     IRQ_SET_ACTION_TRIGGER,
@@ -44,7 +41,6 @@ if TYPE_CHECKING:
 
 _DATA = (IRQ_SET_DATA_NONE, IRQ_SET_DATA_BOOL, IRQ_SET_DATA_EVENTFD)
 _ACTIONS = (IRQ_SET_ACTION_MASK, IRQ_SET_ACTION_UNMASK, IRQ_SET_ACTION_TRIGGER)
-_MESSAGES = (IRQ_MSI, IRQ_MSIX)
 _INTX_TRIGGER = (IRQ_INTX, IRQ_SET_ACTION_TRIGGER, 0)
 
 
@@ -82,12 +78,8 @@ class Interrupts:
         """(flags, count) of DEVICE_GET_IRQ_INFO. OSError EINVAL for an index there is not."""
         if not 0 <= index < NUM_IRQS:
             raise _invalid(f"irq index {index}")
-        flags = IRQ_INFO_EVENTFD
-        if index == IRQ_INTX:
-            flags |= IRQ_INFO_MASKABLE | IRQ_INFO_AUTOMASKED
-        else:
-            flags |= IRQ_INFO_NORESIZE | (IRQ_INFO_MASKABLE if index in _MESSAGES else 0)
-        return flags, self.counts[index]
+        masks = IRQ_INFO_MASKABLE | IRQ_INFO_AUTOMASKED if index == IRQ_INTX else 0
+        return IRQ_INFO_EVENTFD | masks, self.counts[index]
 
     # The device's side.
 
