@@ -72,9 +72,9 @@ class ApicBus(order.State):
     they go round. `smm`: CPUs take SMIs (a Linux without CONFIG_KVM_SMM refuses them).
     """
 
-    WIRING: ClassVar[tuple[str, ...]] = ("ioapics", "lapics", "smm", "trace", "vector_hashing")
+    WIRING: ClassVar[tuple[str, ...]] = ("smm", "trace", "vector_hashing")
     VISIBLE: ClassVar[tuple[str, ...]] = ()
-    BOOKKEEPING: ClassVar[tuple[str, ...]] = ("aliased", "by_id", "logical_mode", "slots")
+    BOOKKEEPING: ClassVar[tuple[str, ...]] = ("aliased", "by_id", "ioapics", "lapics", "logical_mode", "slots")
     __slots__ = (*WIRING, *VISIBLE, *BOOKKEEPING)
 
     def __init__(self, trace: Trace, vector_hashing: bool = True, smm: bool = True) -> None:

@@ -430,7 +430,7 @@ class IoApic(order.State):
     def _load(self, state: IoApicState) -> None:
         if len(state.redirtbl) != PINS:
             raise ConfigError(f"{self.name}: {len(state.redirtbl)} redirection entries, the chip has {PINS}")
-        self.eoi_inject.cancel()
+        self.eoi_inject.cancel(sync=False)  # the lock is held, and one that runs wants it
         self.ioregsel = state.ioregsel & 0xFF
         self.id = state.id & 0xF
         for pin, entry in enumerate(state.redirtbl):

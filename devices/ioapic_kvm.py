@@ -206,6 +206,10 @@ class KvmIoApic(IoApic):
         if entry & MASKED or not self.irr & bit:
             self.eoi_runs[pin] = 0
             return
+        self.again(pin)
+
+    def again(self, pin: int) -> None:
+        """The line is still high at the EOI: deliver anew, now or, for once in so many times, later."""
         self.eoi_runs[pin] += 1
         if self.eoi_runs[pin] == self.max_successive_eois:
             # Linux 184564efae4d: let the guest make progress.

@@ -8,7 +8,7 @@ Ref: Intel SDM vol. 3, chapter 11; `vectors kvm-ioapic.json`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from devices import lapic_registers as r
 from devices.apic_bus import (
@@ -97,7 +97,7 @@ class LapicCore(order.State):
     CPU has x2APIC mode; `physical_bits`: width of a physical address. `tsc`, `tsc_hz`: as in `LapicTimer`.
     """
 
-    WIRING = (
+    WIRING: ClassVar[tuple[str, ...]] = (
         "bus",
         "cmci",
         "cpu",
@@ -108,7 +108,7 @@ class LapicCore(order.State):
         "timer",
         "trace",
     )
-    VISIBLE = (
+    VISIBLE: ClassVar[tuple[str, ...]] = (
         "_tpr",
         "apic_id",
         "arb_prio",
@@ -127,7 +127,7 @@ class LapicCore(order.State):
         "tmr",
         "wait_for_sipi",
     )
-    BOOKKEEPING = (
+    BOOKKEEPING: ClassVar[tuple[str, ...]] = (
         "eoi_vectors",
         "hardware_enabled",
         "page",
@@ -137,7 +137,7 @@ class LapicCore(order.State):
         "stale_eoi",
         "x2apic_mode",
     )
-    __slots__ = (*WIRING, *VISIBLE, *BOOKKEEPING)
+    __slots__: tuple[str, ...] = (*WIRING, *VISIBLE, *BOOKKEEPING)
 
     def __init__(
         self,

@@ -227,6 +227,10 @@ class Work(State):
         """Queue it on its own queue. False if it is queued already. Never sleeps. (queue_work, schedule_work)"""
         if hook is not None:
             hook("work.queue", self)
+        return self.enqueue()
+
+    def enqueue(self) -> bool:
+        """The same as one step with what the caller does."""
         if self.pending:
             return False
         self.pending = True
@@ -409,10 +413,12 @@ class DelayedWork(Work):
         return True
 
     def expire(self) -> None:
-        """The timer's callback: queue the work."""
+        """The timer's callback: queue the work. Armed or pending, never in between, so that `cancel` finds it."""
+        if hook is not None:
+            hook("work.expire", self)
         if self.armed:
             self.armed = False
-            self.schedule()
+            self.enqueue()
 
     def cancel(self, sync: bool = True) -> bool:
         """Disarm, take off the queue and, if `sync`, wait until it does not run. (cancel_delayed_work_sync)"""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from devices.ioapic import LEVEL
 from devices.ioapic_kvm import KvmIoApic
 from devices.ioapic_qemu import QemuIoApic
 from devices.vfio_irqs import VfioIntx
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from devices.ioapic import IoApic
+    from vmm.explore.actors import Guard
     from vmm.explore.search import Check
     from vmm.order import WorkQueue
 
@@ -50,6 +52,8 @@ class Parts(NamedTuple):
     ioapic: type[IoApic] | None = None
     """None: the kernel's, or QEMU's if the irqchip is split."""
     chips: type[Chips] = Chips
+    vm: type[Vm] = Vm
+    hardware: type[Hardware] = Hardware
 
 
 class Board:
@@ -71,7 +75,7 @@ class Board:
     ) -> None:
         self.scale = scale
         slots = {"__slots__": (), "irqfds_class": parts.irqfds, "eoi_irqfds_class": parts.eoi_irqfds}
-        kind: type[Vm] = type("BoardVm", (Vm,), slots)
+        kind: type[Vm] = type("BoardVm", (parts.vm,), slots)
         self.parts = parts
         self.executor = Executor()
         self.files = DescriptorTable()
@@ -93,7 +97,6 @@ class Board:
                 raise UsageError(f"{sources} source ids: a VM has from 0 to {pool.capacity - len(self.static)}")
             pool.capacity = len(self.static) + sources
         self.devices: list[Hardware] = []
-        self._assigned: list[Hardware] = []
         self._fds: dict[str, int] = {}
         self._ctxs: dict[str, EventfdCtx] = {}
         self._acting: dict[str, Acting] = {}
@@ -142,7 +145,7 @@ class Board:
 
         Not yet assigned if not `assign`; without `irqfd` user space holds both eventfds.
         """
-        hardware = Hardware(name)
+        hardware = self.parts.hardware(name)
         hardware.intx = self.parts.intx(name, hardware, self.files, self.executor, self.vm.trace)
         trigger, unmask = f"{name}.trigger", f"{name}.unmask"
         self.eventfd(trigger)
@@ -153,7 +156,6 @@ class Board:
             hardware.intx.enable_virqfd(self.fd(unmask))
             if assign:
                 self.vm.irqfd(self.fd(trigger), GSI, KVM_IRQFD_FLAG_RESAMPLE, self.fd(unmask))
-                self._assigned.append(hardware)
         return hardware
 
     def bind(self, name: str, eoi: str) -> None:
@@ -183,10 +185,12 @@ class Board:
         self._states.append(guest)
         self._guests.append(Actor("guest", (Operation("interrupt", guest.interrupt, self.pin.can_take),), repeats=True))
 
-    def throttle(self, limit: int) -> None:
-        """So many EOIs in a row with the line high delay the next delivery, until a timer that may expire any time."""
+    def throttle(self, limit: int, when: Guard | None = None) -> None:
+        """So many EOIs in a row with the line high delay the next delivery, until a timer that may expire any time, or
+        only `when` it may.
+        """
         self.chip_class.max_successive_eois = limit
-        timer = Timer(self.chips.ioapic.eoi_inject)
+        timer = Timer(self.chips.ioapic.eoi_inject, when)
         self._states.append(timer)
         self._guests.append(Actor("timer", (Operation("expire", timer.expire, timer.is_armed),), repeats=True))
 
@@ -320,14 +324,27 @@ class Board:
                 continue  # the next EOI lowers it
             if wrong:
                 yield f"{number}: {wrong}"
-        for hardware in self._assigned:
+        stuck = self._undelivered()
+        if stuck is not None:
+            yield stuck
+        bound = [item.ctx for item in vm.irqfds.items]
+        for hardware in self.devices:
             ctx = hardware.intx.ctx
-            waits = hardware.level and ctx is not None and ctx.masked and not hardware.intx.virq_disabled
+            if ctx is None or ctx.trigger not in bound:
+                continue
+            waits = hardware.level and ctx.masked and not hardware.intx.virq_disabled
             if waits and not (self.pin.held or self.pin.requested):
                 yield f"L1: {hardware.name} wants service, and no interrupt is on its way"
         own = self._at_rest() if self._at_rest is not None else None
         if own is not None:
             yield own
+
+    def _undelivered(self) -> str | None:
+        """A level pin with its line latched, unmasked, waiting for no EOI and no timer: it must have been delivered."""
+        pin, ioapic = self.pin, self.chips.ioapic
+        later = ioapic.eoi_inject.armed or ioapic.eoi_inject.pending or ioapic not in self.chips.bus.ioapics
+        ready = pin.irr and pin.entry & LEVEL and not pin.masked and not pin.remote_irr
+        return "L1: the pin is high and enabled, and nothing was delivered" if ready and not later else None
 
     def _zombies(self, ledger: Ledger) -> list:  # type: ignore[type-arg]
         assert isinstance(self.vm.irqfds, EoiIrqfds)
@@ -370,6 +387,7 @@ class Board:
 
     def scenario(self) -> Scenario:
         """For the search."""
+        self.chips.settle()
         actors = [actor for acting in self._acting.values() for actor in acting.actors()]
         if not actors:
             raise UsageError("nobody acts: give the board a thread, and the thread a call")

@@ -201,10 +201,10 @@ class Acting:
         """The guest unmasks the pin; S11 is asked of what is delivered then."""
         self._call("unmask", Unmask(self._board).write)
 
-    def line(self, level: int) -> None:
+    def line(self, level: int, when: Guard | None = None) -> None:
         """KVM_IRQ_LINE of the GSI, which is source 0."""
         board = self._board
-        self._call(f"line {level}", lambda: board.vm.irq_line(GSI, level))
+        self._call(f"line {level}", lambda: board.vm.irq_line(GSI, level), "", "", when)
 
     def reroute(self, pin: int, gsi: int = GSI) -> None:
         """KVM_SET_GSI_ROUTING: `pin` of the I/O APIC belongs to `gsi` from now on, and no other pin to any."""

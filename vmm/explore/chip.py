@@ -11,7 +11,8 @@ from devices.apic_bus import ApicBus
 from devices.ioapic import IOREDTBL, IOREGSEL, IOWIN, LEVEL, MASKED, REMOTE_IRR, VECTOR
 from devices.ioapic_kvm import KvmIoApic
 from devices.lapic import LocalApic
-from vmm.order import State
+from vmm import order
+from vmm.order import State, Violation
 
 if TYPE_CHECKING:
     from devices.ioapic import IoApic
@@ -41,24 +42,44 @@ class Cpu(State):
     def sipi(self, vector: int) -> None: ...
 
 
+class MortalApic(LocalApic):
+    """A local APIC that is freed with its CPU. The bus still knows it then, as the kernel's `apic_map` does."""
+
+    BOOKKEEPING: ClassVar[tuple[str, ...]] = ("freed_by",)
+    __slots__ = BOOKKEEPING
+
+    freed_by: str | None
+
+    def accept(
+        self,
+        delivery_mode: int,
+        vector: int,
+        level_trigger: bool,
+        level: bool = True,
+        reached: dict[int, int] | None = None,
+    ) -> int:
+        if self.freed_by is not None:
+            raise Violation("use-after-free", self, self.freed_by, "__apic_accept_irq")
+        return super().accept(delivery_mode, vector, level_trigger, level, reached)
+
+
 class Chips(State):
     """An APIC bus with one I/O APIC and a local APIC for each CPU, all software-enabled."""
 
     WIRING: ClassVar[tuple[str, ...]] = ("bus", "ioapic", "lapics")
     __slots__ = WIRING
 
-    lapic_class: ClassVar[type[LocalApic]] = LocalApic
-
     def __init__(self, trace: Trace, queue: WorkQueue, kind: type[IoApic] = KvmIoApic) -> None:
         self.bus = ApicBus(trace)
         self.ioapic = kind(self.bus, None, trace, queue=queue)
-        self.lapics: tuple[LocalApic, ...] = ()
+        self.lapics: tuple[MortalApic, ...] = ()
         self.add_cpu()
 
     def add_cpu(self) -> int:
         """One more CPU, its local APIC software-enabled: its number."""
         number = len(self.lapics)
-        lapic = self.lapic_class(number, Cpu(), self.bus, None, self.bus.trace, suppress_eoi=True)
+        lapic = MortalApic(number, Cpu(), self.bus, None, self.bus.trace, suppress_eoi=True)
+        lapic.freed_by = None
         lapic.write(lapic_registers.SVR, 0x1FF)
         self.lapics = (*self.lapics, lapic)
         self.settle()
@@ -69,6 +90,26 @@ class Chips(State):
         self.bus.request_scan_of(0, logical=False)
         for lapic in self.lapics:
             lapic.enter_guest()
+
+    # The last reference of the VM is gone: its release is long over, and no CPU runs.
+
+    def destroy(self) -> None:
+        """Free everything, each after what may touch it. (kvm_destroy_vm)"""
+        self.stop_chips()
+        self.free_cpus()
+
+    def stop_chips(self) -> None:
+        """Cancel a postponed delivery, and let it end if it runs. (kvm_ioapic_destroy)"""
+        self.ioapic.close()
+
+    def free_cpus(self) -> None:
+        """(kvm_destroy_vcpus, kvm_free_lapic)"""
+        if order.hook is not None:
+            order.hook("kvm.free-cpus", self)
+        i = 0
+        while i < len(self.lapics):
+            self.lapics[i].freed_by = "kvm_free_lapic"
+            i += 1
 
     def pin(self, number: int, vector: int = FIRST_VECTOR) -> ApicPin:
         """A pin as a guest has set it up: level-triggered, unmasked, to the first CPU."""

@@ -9,6 +9,7 @@ from vmm.order import State
 
 if TYPE_CHECKING:
     from devices.vfio_irqs import VfioIntx
+    from vmm.explore.actors import Guard
     from vmm.explore.chip import ApicPin
     from vmm.order import DelayedWork, Executor, WorkQueue
 
@@ -104,15 +105,16 @@ class Guest(State):
 class Timer(State):
     """The timer of a delayed work: once armed it may expire at any time."""
 
-    WIRING: ClassVar[tuple[str, ...]] = ("work",)
+    WIRING: ClassVar[tuple[str, ...]] = ("when", "work")
     __slots__ = WIRING
 
-    def __init__(self, work: DelayedWork) -> None:
+    def __init__(self, work: DelayedWork, when: Guard | None = None) -> None:
         self.work = work
+        self.when = when
 
     def is_armed(self) -> bool:
         """It would expire some time."""
-        return self.work.armed
+        return self.work.armed and (self.when is None or self.when())
 
     def expire(self) -> None:
         """It does."""

@@ -26,8 +26,17 @@ NOT_SHOWN = {
 """Bugs that are told of, and that the explorer was asked for and did not find."""
 
 
+MUST = (
+    *("Z01", "Z02", "Z03", "Z04", "Z05", "Z07", "Z09", "Z10", "Z11", "Z12", "Z13", "Z15", "Z17", "Z19"),
+    *("Z20", "Z22", "Z23", "Z24", "Z26", "Z31", "Z33", "Z35", "Z50", "Z52", "Z54", "Z71", "Z75", "Z88"),
+)
+"""Those that an explorer of this road has to have a verdict on."""
+
+
 class Bug(NamedTuple):
-    """`breaks`: what the finding's rule begins with. `broken` and `real`: under what it is found, and is not."""
+    """`breaks`: what the finding's rule begins with. `broken` and `real`: under what it is found, and is not; `cure`:
+    what is different there, if it is not simply the real class. `shown` False: the search finds nothing wrong.
+    """
 
     number: str
     title: str
@@ -36,6 +45,8 @@ class Bug(NamedTuple):
     scene: Callable[[Board], None]
     broken: Setup
     real: Setup
+    cure: str = ""
+    shown: bool = True
 
     def family(self) -> Family:
         """The bug's scene as a scenario of its own, whose code is never blamed: the bug is in it."""
@@ -64,11 +75,11 @@ class Shown(NamedTuple):
 
 def bugs() -> dict[str, Bug]:
     """All of them, by number."""
-    from vmm.explore.zoo import eoifd, eras, irqfd, vfio
+    from vmm.explore.zoo import eoifd, eras, ioapic, irqfd, vfio
 
     return {
         bug.number: bug
-        for bug in sorted((*eoifd.BUGS, *eras.BUGS, *irqfd.BUGS, *vfio.BUGS), key=lambda bug: bug.number)
+        for bug in sorted((*eoifd.BUGS, *eras.BUGS, *ioapic.BUGS, *irqfd.BUGS, *vfio.BUGS), key=lambda bug: bug.number)
     }
 
 
