@@ -35,7 +35,7 @@ class CpuTakesInterrupt(Event):
 class Processor:
     """One CPU: a local APIC in front of an engine's vCPU. Implements `devices.lapic.CpuSignals`."""
 
-    __slots__ = ("_armed", "_from_pic", "_loop", "_pic", "_trace", "lapic", "vcpu")
+    __slots__ = ("_armed", "_from_pic", "_loop", "_pic", "_trace", "lapic", "taken", "vcpu")
 
     def __init__(self, vcpu: EngineVcpu, loop: Loop, pic: Pic, trace: Trace) -> None:
         self.vcpu = vcpu
@@ -45,6 +45,8 @@ class Processor:
         self._pic = pic
         self._armed: int | None = None
         self._from_pic = False
+        self.taken = [0] * 256
+        """How often it took each vector."""
 
     def interrupt_changed(self) -> None:
         """The injectable vector may have changed: arm the engine anew. An ExtINT goes first, as in KVM."""
@@ -64,6 +66,7 @@ class Processor:
     def acknowledged(self, vector: int) -> None:
         """The CPU took `vector`: the interrupt acknowledge cycle of the chip that offered it."""
         self._armed = None
+        self.taken[vector] += 1
         if self._trace.on:
             self._trace.emit(CpuTakesInterrupt(self.vcpu.index, vector, self._from_pic))
         lapic = self.lapic

@@ -119,6 +119,8 @@ class AcpiPciHotplug(Device):
         self.gpe_enable = 0
         self._index_slot: int | None = None
         self._requested: dict[PciDevice, int] = {}
+        self._waiting: dict[PciDevice, list[int]] = {}
+        """Unplugs asked for: when (ns), and whether the guest has read PCID since."""
         self._eject: Callable[[int], object] | None = None
 
     def realize(self, board: Board) -> None:
@@ -153,6 +155,7 @@ class AcpiPciHotplug(Device):
                 name, "unplug-requested", "device_del", f"Device {name} is already in the process of unplug"
             )
         self._requested[device] = now
+        self._waiting.setdefault(device, [self.board.clock.now(), 0])[1] = 0
         self.down |= 1 << device.slot
         self._raise_gpe()
 
@@ -160,6 +163,18 @@ class AcpiPciHotplug(Device):
     def pending_slots(self) -> list[int]:
         """Slots whose unplug was requested and is not done."""
         return [slot for slot in range(32) if self.down >> slot & 1]
+
+    def waiting(self) -> list[tuple[PciDevice, int, str]]:
+        """Unplugs that are not done: the device, when it was first asked for, and what is waited for.
+
+        `gpe-enable`: the guest does not listen to GPE0. `sci`: its handler has not looked yet. `eject`: it has looked,
+        and a driver or the guest's user keeps the device.
+        """
+        rows = []
+        for device, (since, seen) in self._waiting.items():
+            listens = self.gpe_enable & GPE0_PCI_HOTPLUG
+            rows.append((device, since, "eject" if seen else "sci" if listens else "gpe-enable"))
+        return rows
 
     def reset(self) -> None:
         """Eject all that is pending, clear GPE0. What PCIU shows stays: the devices are there, and new."""
@@ -192,6 +207,9 @@ class AcpiPciHotplug(Device):
             return value
         if offset == REG_PCID:
             value = self.down if here else 0
+            if value:
+                for request in self._waiting.values():
+                    request[1] = 1
             if trace.on:
                 trace.emit(AcpiPciDownRead(value))
             return value
@@ -244,6 +262,7 @@ class AcpiPciHotplug(Device):
         devices = self.pci.slot_devices(slot)
         for device in devices:
             self._requested.pop(device, None)
+            self._waiting.pop(device, None)
         if devices and self._eject is not None:
             self._eject(slot)
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 QEMU = "qemu-system-x86_64"
 TOOLS = {
-    "as": "rebuilds the guest images (make guests)",
-    "ld": "rebuilds the guest images (make guests)",
-    "objdump": "makes the guest images' listings (make guests)",
+    "as": "rebuilds the guest images (make images)",
+    "ld": "rebuilds the guest images (make images)",
+    "objdump": "makes the guest images' listings (make images)",
     "objcopy": "some tests assemble guests with it",
     "iasl": "a test disassembles our ACPI tables with it",
 }

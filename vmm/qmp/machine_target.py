@@ -25,6 +25,7 @@ from vmm.qmp.target import (
     PicInfo,
     PropertyInfo,
     TypeInfo,
+    UnplugInfo,
 )
 
 if TYPE_CHECKING:
@@ -306,26 +307,45 @@ class MachineMonitor:
                 lapic.isr,
                 lapic.tmr,
                 {_LVT_NAMES[register]: entry for register, entry in lapic.lvt.items()},
+                {vector: count for vector, count in enumerate(processor.taken) if count},
             )
-            for lapic in (processor.lapic for processor in machine.processors.all)
+            for processor in machine.processors.all
+            for lapic in (processor.lapic,)
         )
         counts = {n: count for n, count in enumerate(machine.irq_counts) if count}
         legacy = {n: count for n, count in counts.items() if n < ISA_IRQS}
         statistics = (IrqStatistics("ioapic", counts), IrqStatistics("isa-i8259", legacy))
         return IrqChips((ioapic,), pics, lapics, statistics)
 
+    def unplugs(self) -> Sequence[UnplugInfo]:
+        machine = self.machine
+        if not isinstance(machine, PcMachine):
+            return ()
+        now = machine.clock.now()
+        return [
+            UnplugInfo(device.id, device.path, device.slot, now - since, waits_for)
+            for device, since, waits_for in machine.pcihp.waiting()
+        ]
+
     def ledger(self) -> Sequence[LedgerRow]:
         return [LedgerRow(row.owner, row.kind, row.name) for row in self.machine.ledger.rows()]
 
     def host_kernel(self) -> HostKernel:
+        """The machine's. One without a board has a kernel without an irqchip, which refuses every irqfd."""
         machine = self.machine
-        if not isinstance(machine, PcMachine):
-            raise ConfigError("this machine type has no irqfds: use pc")
         kernel = _HOST_KERNELS.get(machine)
         if kernel is None:
             from vmm.qmp.host_kernel import HostKernel
 
-            kernel = HostKernel(machine.kvm, machine.files, machine.executor, machine.objects, machine.loop.wake)
+            if isinstance(machine, PcMachine):
+                vm, files = machine.kvm, machine.files
+            else:
+                from vmm.kernel.files import DescriptorTable
+                from vmm.kernel.kvm import Vm
+
+                files = DescriptorTable()
+                vm = Vm(files, machine.executor, machine.trace, irqchip="none")
+            kernel = HostKernel(vm, files, machine.executor, machine.objects, machine.loop.wake)
             _HOST_KERNELS[machine] = kernel
         return kernel
 

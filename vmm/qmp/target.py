@@ -181,6 +181,8 @@ class LapicInfo(NamedTuple):
     isr: int = 0
     tmr: int = 0
     lvt: Mapping[str, int] = MappingProxyType({})
+    taken: Mapping[int, int] = MappingProxyType({})
+    """How often the CPU took each vector, those that it never took left out."""
 
     def as_qmp(self) -> dict[str, Any]:
         """A member of `x-query-irqchip`'s `lapics`; the 256-bit registers are lists of vectors."""
@@ -188,6 +190,7 @@ class LapicInfo(NamedTuple):
         for name, bits in (("irr", self.irr), ("isr", self.isr), ("tmr", self.tmr)):
             reply[name] = set_bits(bits)
         reply["lvt"] = dict(self.lvt)
+        reply["taken"] = {str(vector): count for vector, count in self.taken.items()}
         return reply
 
 
@@ -213,6 +216,23 @@ class IrqChips(NamedTuple):
             "pics": [chip.as_qmp() for chip in self.pics],
             "lapics": [chip.as_qmp() for chip in self.lapics],
         }
+
+
+class UnplugInfo(NamedTuple):
+    """A device whose unplug was asked for and is not done (`x-query-unplug`)."""
+
+    id: str | None
+    path: str
+    slot: int
+    since: int
+    """How long ago it was asked for, in nanoseconds of the machine's clock."""
+    waits_for: str
+    """`gpe-enable`: no guest listens to GPE0; `sci`: its handler has not looked; `eject`: it has, and keeps it."""
+
+    def as_qmp(self) -> dict[str, Any]:
+        """One row of the reply."""
+        reply: dict[str, Any] = {} if self.id is None else {"device": self.id}
+        return {**reply, "path": self.path, "slot": self.slot, "since-ns": self.since, "waits-for": self.waits_for}
 
 
 class LedgerRow(NamedTuple):
@@ -356,6 +376,9 @@ class MachineTarget(Protocol):
 
     def irqchips(self) -> IrqChips:
         """The interrupt controllers as they are now; looking changes nothing."""
+
+    def unplugs(self) -> Sequence[UnplugInfo]:
+        """Devices that the guest was asked to let go of, and has not."""
 
     def ledger(self) -> Sequence[LedgerRow]:
         """The resources that are held now."""

@@ -320,12 +320,21 @@ _LAPIC = struct(
     *(Arg(name, INT) for name in ("cpu-index", "id", "spiv", "tpr")),
     *(Arg(name, ListOf(UINT8), doc="vectors") for name in ("irr", "isr", "tmr")),
     Arg("lvt", Struct((), open=True, name="XLvt"), doc="the local vector table, by entry"),
+    Arg("taken", Struct((), open=True, name="XTaken"), doc="how often the CPU took each vector, by vector"),
 )
 IRQCHIP_INFO: Final = struct(
     "XIrqchip",
     Arg("ioapics", ListOf(_IOAPIC)),
     Arg("pics", ListOf(_PIC)),
     Arg("lapics", ListOf(_LAPIC)),
+)
+UNPLUG_ROW: Final = struct(
+    "XUnplug",
+    Arg("device", STR, optional=True),
+    Arg("path", STR),
+    Arg("slot", INT),
+    Arg("since-ns", INT, doc="how long ago it was asked for"),
+    Arg("waits-for", STR, doc="`gpe-enable`: no guest listens; `sci`: it has not looked; `eject`: it keeps the device"),
 )
 LEDGER_ROW: Final = struct("XLedgerRow", Arg("owner", STR), Arg("kind", STR), Arg("name", STR))
 

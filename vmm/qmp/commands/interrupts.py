@@ -1,7 +1,8 @@
 """Commands that look at interrupts, and at who holds what. Looking never changes anything.
 
-`x-query-irq` and `x-query-interrupt-controllers` are QEMU's, for people; `x-query-irqchip` and `x-query-ledger` are
-this monitor's own, for programs, and may be sent out of band: they answer while an in-band command is stuck.
+`x-query-irq` and `x-query-interrupt-controllers` are QEMU's, for people; `x-query-irqchip`, `x-query-unplug` and
+`x-query-ledger` are this monitor's own, for programs, and may be sent out of band: they answer while an in-band command
+is stuck.
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ def x_query_interrupt_controllers(call: Call, arguments: Arguments) -> Any:  # n
 def x_query_irqchip(call: Call, arguments: Arguments) -> Any:  # noqa: ARG001
     """IOAPICs, PICs and local APICs: registers as numbers, vectors as lists."""
     return call.target.irqchips().as_qmp()
+
+
+@GROUP.command("x-query-unplug", returns=ListOf(types.UNPLUG_ROW), oob=True)
+def x_query_unplug(call: Call, arguments: Arguments) -> Any:  # noqa: ARG001
+    """Devices that the guest was asked to let go of and has not: since when, and whose turn it is."""
+    return [row.as_qmp() for row in call.target.unplugs()]
 
 
 @GROUP.command("x-query-ledger", Arg("owner", STR, optional=True), returns=ListOf(types.LEDGER_ROW), oob=True)
