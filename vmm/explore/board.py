@@ -105,6 +105,7 @@ class Board:
         self._at_rest: Check | None = None
         self._states: list[State] = []
         self._guests: list[Actor] = []
+        self._workers: tuple[Actor, ...] | None = None
         self._live: list[tuple[str, Callable[[], bool]]] = []
         self.compare: Check | None = None
         """S3, for who explores two scenes: asked before the other invariants."""
@@ -194,6 +195,15 @@ class Board:
         self._states.append(timer)
         self._guests.append(Actor("timer", (Operation("expire", timer.expire, timer.is_armed),), repeats=True))
 
+    def pool(self, *workers: Actor) -> None:
+        """Other workers than one for each queue."""
+        self._workers = workers
+
+    def at_peace(self) -> bool:
+        """No work, no interrupt, no EOI is under way: a goal (L5)."""
+        pin, executor = self.pin, self.executor
+        return not (executor.pending or executor.running or pin.requested or pin.in_service or pin.remote_irr)
+
     def another_cpu(self) -> int:
         """One more CPU: its number."""
         return self.chips.add_cpu()
@@ -212,6 +222,10 @@ class Board:
         """The context of an eventfd."""
         self.fd(name)
         return self._ctxs[name]
+
+    def eventfds(self) -> dict[str, EventfdCtx]:
+        """All that were opened, by name."""
+        return dict(self._ctxs)
 
     def held(self, name: str) -> EventfdCtx:
         """The same with a reference of the caller's own."""
@@ -392,6 +406,13 @@ class Board:
         if not actors:
             raise UsageError("nobody acts: give the board a thread, and the thread a call")
         actors += self._guests
+        actors += self._queue_workers() if self._workers is None else self._workers
+        roots = (self.vm, self.files, self.executor, self.pin, *self._threads.values(), *self._ctxs.values())
+        states = (*roots, *self.devices, *self._states)
+        return Scenario(states, tuple(actors), self._always, self.wrong_at_rest, tuple(self._live))
+
+    def _queue_workers(self) -> Iterator[Actor]:
+        """A worker for each queue."""
         queues: list[tuple[str, WorkQueue]] = [
             ("cleanup", self.vm.irqfds.cleanup_queue),
             ("inject", self.vm.irqfds.inject_queue),
@@ -399,8 +420,4 @@ class Board:
         for hardware in self.devices:
             queues += [(f"virqfd {hardware.name}", hardware.intx.events), ("vfio cleanup", hardware.intx.cleanup)]
         for name, queue in queues:
-            run = Operation("work", Worker(self.executor, queue).run, queue.has_next)
-            actors.append(Actor(name, (run,), repeats=True))
-        roots = (self.vm, self.files, self.executor, self.pin, *self._threads.values(), *self._ctxs.values())
-        states = (*roots, *self.devices, *self._states)
-        return Scenario(states, tuple(actors), self._always, self.wrong_at_rest, tuple(self._live))
+            yield Actor(name, (Operation("work", Worker(self.executor, queue).run, queue.has_next),), repeats=True)
