@@ -102,11 +102,13 @@ class Acting:
         self, text: str, function: Callable[[], object], kind: Kind = "", name: str = "", when: Guard | None = None
     ) -> None:
         if self._any_order:
-            if when is not None:
-                raise UsageError(f"{text}: a thread whose calls come in any order takes no `when`")
-            when = self._thread.is_idle
+            when = self._idle_and(when)
         call = Call(self._board, self._thread, text, function, kind, self._board.ctx(name) if name else None)
         self._operations.append(Operation(text, call.perform, when))
+
+    def _idle_and(self, when: Guard | None) -> Guard:
+        is_idle = self._thread.is_idle
+        return is_idle if when is None else lambda: is_idle() and when()
 
     def actors(self) -> tuple[Actor, ...]:
         """As the search wants them: a thread, or one for each call if they come in any order."""

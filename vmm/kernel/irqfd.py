@@ -356,11 +356,15 @@ class Irqfds(State):
             # Only now: while the file is held POLLHUP cannot come, so an irqfd is never shut down half made.
             if order.hook is not None:
                 order.hook("irqfd.assign.fput", irqfd)
-            if file is not None:
-                file.put()
+            self.let_go(file)
         trace = self.gsis.trace
         if trace.on:
             trace.emit(KvmIrqfdAssign(fd, gsi, bool(flags & KVM_IRQFD_FLAG_RESAMPLE)))
+
+    def let_go(self, file: File | None) -> None:
+        """Put the eventfd's file, if assign came so far as to look it up."""
+        if file is not None:
+            file.put()
 
     def check(self, flags: int) -> None:
         """Refuse what could not work: unknown flags, no chip, a resampler without EOIs from the kernel's IOAPIC."""
@@ -476,7 +480,7 @@ class Irqfds(State):
                 while i < len(items):
                     item = items[i]
                     i += 1
-                    if item.ctx is ctx and item.gsi == gsi:
+                    if self.matches(item, ctx, gsi):
                         if not self.may_deassign(item):
                             raise os_error(errno.EBUSY, f"{item!r} is still bound")
                         item.route = None
@@ -486,6 +490,10 @@ class Irqfds(State):
         if order.hook is not None:
             order.hook("irqfd.deassign.flush", self)
         self.cleanup_queue.flush()
+
+    def matches(self, item: Irqfd, ctx: EventfdCtx, gsi: int) -> bool:
+        """A deassign of eventfd and GSI means this irqfd, resampling or not."""
+        return item.ctx is ctx and item.gsi == gsi
 
     def hang_up(self, irqfd: Irqfd) -> None:
         """The eventfd's last file reference went; wqh.lock is held. (irqfd_wakeup, EPOLLHUP)"""

@@ -37,6 +37,18 @@ def split(board: Board) -> None:
     vcpu.interrupt()
 
 
+def edge_again(board: Board) -> None:
+    """The level irqfd is deassigned with its line high, and its eventfd assigned again as an edge irqfd."""
+    user, vcpu = board.thread("user"), board.thread("vcpu")
+    user.assign("e1")
+    user.eoifd("e2", "e1")
+    user.signal("e1")
+    user.deassign("e1")
+    user.assign("e1", edge=True)
+    user.signal("e1")
+    vcpu.interrupt()
+
+
 def unnamed(board: Board) -> None:
     """The irqfd's eventfd is closed: who can name its eoifd now?"""
     user = board.thread("user")
@@ -106,6 +118,16 @@ BUGS = (
         split,
         POSTED._replace(sources=2),
         Setup("assign-rebinds", "v5", 2),
+    ),
+    Bug(
+        "Z03",
+        "an eoifd is told of the EOIs of an edge irqfd",
+        THREAD,
+        ("S6",),
+        edge_again,
+        POSTED._replace(sources=2),
+        Setup("assign-busy", "v5", 2),
+        "an eventfd that an eoifd names is EBUSY, edge or level (assign-busy)",
     ),
     Bug("Z04", "close of the irqfd leaves an eoifd that nobody can name", THREAD, ("S1",), unnamed, POSTED, FOLLOWS),
     Bug(
