@@ -45,6 +45,7 @@ class RunState(enum.Enum):
     PAUSED = "paused"
     SHUTDOWN = "shutdown"
     GUEST_PANICKED = "guest-panicked"
+    WATCHDOG = "watchdog"
 
 
 class SystemReset(Event):
@@ -340,6 +341,30 @@ class Machine:
         """The guest shuts down and says so."""
         self.loop.request(lambda: self.emit("GUEST_PVSHUTDOWN"))
         self.request_shutdown("guest-shutdown")
+
+    # What a watchdog says of a guest that hangs.
+
+    def watchdog_expired(self) -> None:
+        """The guest did not come back in time: do what -watchdog-action says, as soon as the access at hand is over."""
+        self.loop.request(self._watchdog)
+
+    def _watchdog(self) -> None:
+        action = self.watchdog_action
+        self.emit("WATCHDOG", {"action": action})
+        if action == "reset":
+            self.request_reset("guest-reset")
+        elif action == "shutdown":
+            self.powerdown()
+        elif action == "poweroff":
+            self._shutdown("guest-shutdown", 0)
+        elif action == "pause":
+            if self.state is RunState.RUNNING:
+                self._pause(RunState.WATCHDOG)
+        elif action == "inject-nmi":
+            self.inject_nmi()
+
+    def inject_nmi(self) -> None:
+        """An NMI to each CPU, where there are any."""
 
     def powerdown(self) -> None:
         """QMP system_powerdown: press the power button, where there is one."""

@@ -40,11 +40,13 @@ _DEVICES = {
     "fw_cfg": "devices.fw_cfg:FwCfg",
     "i440FX": "devices.pci.host:I440FX",
     "i440FX-pcihost": "devices.pci.host:I440FXPciHost",
+    "ib700": "devices.ib700:Ib700",
     "ioapic": "devices.ioapic_device:IoApicDevice",
     "isa-debug-exit": "devices.debug_exit:DebugExit",
     "isa-i8259": "devices.i8259:I8259",
     "isa-pit": "devices.i8254:I8254",
     "isa-serial": "devices.isa_serial:IsaSerial",
+    "ivshmem-plain": "devices.ivshmem:IvshmemPlain",
     "mc146818rtc": "devices.mc146818:Mc146818",
     "nvme": "devices.nvme:Nvme",
     "pc-testdev": "devices.pc_testdev:PcTestdev",
@@ -74,6 +76,7 @@ _DEVICE_ALIASES = {
 }
 """Other names that device_add takes, as QEMU's does."""
 _OBJECTS = {
+    "memory-backend-file": "devices.memory_file:MemoryBackendFile",
     "memory-backend-memfd": "devices.memory_backend:MemoryBackendMemfd",
     "memory-backend-ram": "devices.memory_backend:MemoryBackendRam",
     "rng-builtin": "devices.rng_backend:RngBuiltin",

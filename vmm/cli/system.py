@@ -236,6 +236,7 @@ def _build(
         no_reboot=config.actions["reboot"] == "shutdown",
         no_shutdown=config.actions["shutdown"] == "pause",
         panic=config.actions["panic"],
+        watchdog=config.actions["watchdog"],
         name=config.name or None,
         uuid=config.uuid,
         rtc_base=config.rtc_base,
