@@ -1,4 +1,10 @@
-"""A breadth-first search over every order of a scenario's actors. The first violation found is a shortest one."""
+"""A breadth-first search over every order of a scenario's actors. The first violation found is a shortest one.
+
+States are numbered in the order of their discovery: by their parents' numbers, then by who acts. So of all shortest
+ways to a violation the one that is told comes first in the dictionary, and however many processes share the work, the
+numbers, the counts and the way are the same. A state is kept as its mark, its parent and who acted (what it was is
+found by going there again); only those of the level in hand are kept whole.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +12,7 @@ import re
 from array import array
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmm.explore.actors import Actor, NotDeterministic, Stage, Standing
+from vmm.explore.actors import Actor, NotDeterministic, Stage
 from vmm.explore.footprints import Footprints
 from vmm.explore.heap import Arena
 from vmm.explore.liveness import Graph
@@ -15,10 +21,15 @@ from vmm.order import State, Violation
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vmm.explore.actors import Standing
     from vmm.explore.heap import Heap
     from vmm.explore.liveness import Live
 
     Check = Callable[[], str | None]
+
+
+WIDE = 1_000
+"""States of a level from which on it is worth to share them."""
 
 
 class Scenario(NamedTuple):
@@ -63,114 +74,228 @@ class Result(NamedTuple):
     """False: `limit` states were known before all were seen, and nothing was wrong with those."""
 
 
-class _Node(NamedTuple):
+class Node(NamedTuple):
+    """A state of the level in hand."""
+
     heap: Heap
     standings: tuple[Standing, ...]
     mark: int
 
 
-def explore(scenario: Scenario, limit: int = 1_000_000, audit: bool = False) -> Result:
+class Progress(NamedTuple):
+    """How far a search has come. `frontier`: states whose steps have not been taken yet."""
+
+    states: int
+    depth: int
+    frontier: int
+
+
+def explore(
+    scenario: Scenario,
+    limit: int = 1_000_000,
+    audit: bool = False,
+    jobs: int = 1,
+    tell: Callable[[Progress], None] | None = None,
+) -> Result:
     """Try every order, level by level, until all states are seen, a rule is broken, or `limit` states are known.
 
-    The count is exact and the same every time. `audit` runs the code for every step, however well it is known, and
-    checks each heap for containers that would not be copied.
+    The count is exact and the same every time, whatever `jobs` is: so many processes share the work as soon as there
+    is enough of it. `always`, `at_rest` and the goals are asked in them, so there they cannot note anything. `audit`
+    runs the code for every step, however well it is known, and checks each heap for containers that would not be
+    copied. `tell` is called from time to time.
     """
     with Footprints(set_up(scenario), audit) as steps:
-        return _explore(scenario, steps, limit)
+        search = Search(scenario, steps, limit, tell)
+        try:
+            return search.run(jobs)
+        finally:
+            steps.arena.put(search.first.heap)
 
 
-def _explore(scenario: Scenario, steps: Footprints, limit: int) -> Result:
-    first = _Node(*steps.beginning())
-    numbers = {first.mark: 0}
-    parents, actors = array("I", [0]), bytearray(1)
-    level = [first]
-    transitions = depth = ends = base = 0
-    graph = Graph(len(scenario.live)) if scenario.live else None
+class Search:
+    """A search in progress, at the beginning of a level. `parents` and `actors`: of each state, whence and by whom."""
 
-    def found(
-        rule: str, state: int, last: int = -1, cause: BaseException | None = None, cycle: tuple[int, ...] = ()
-    ) -> Finding:
-        choices = [] if last < 0 else [last]
-        while state:
-            choices.append(actors[state])
-            state = parents[state]
-        choices.reverse()
-        stem = tuple(choices)
-        return Finding(
-            rule, _trail(scenario, steps, first, stem + cycle), stem + cycle, cause, len(stem) if cycle else None
-        )
+    def __init__(
+        self,
+        scenario: Scenario,
+        steps: Footprints,
+        limit: int = 1_000_000,
+        tell: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self.scenario = scenario
+        self.steps = steps
+        self.limit = limit
+        self.tell = tell
+        self.first = Node(*steps.beginning())
+        self.seen = {self.first.mark}
+        self.parents = array("I", [0])
+        self.actors = bytearray(1)
+        self.level = [self.first]
+        self.base = 0
+        """The number of the level's first state."""
+        self.transitions = self.depth = self.ends = 0
+        self.graph = Graph(len(scenario.live)) if scenario.live else None
+        self._numbers = {self.first.mark: 0}
+        """Numbers by marks, for the graph."""
 
-    def result(finding: Finding | None, complete: bool = True) -> Result:
-        steps.arena.put(first.heap)
-        return Result(len(numbers), transitions, depth, ends, finding, complete)
+    # Level by level.
 
-    while level:
-        following: list[_Node] = []
-        for number, (heap, standings, mark) in enumerate(level, base):
+    def run(self, jobs: int = 1) -> Result:
+        """To the end."""
+        while self.level:
+            if jobs > 1 and len(self.level) >= WIDE and self.graph is None:
+                from vmm.explore import workers
+
+                return workers.share(self, jobs)
+            following: list[Node] = []
+            result = self.sweep(self.level, self.base, following)
+            if result is not None:
+                return result
+            self.go_down(following)
+        return self.over()
+
+    def go_down(self, following: list[Node]) -> None:
+        """The next level."""
+        self.base = len(self.parents) - len(following)
+        self.level = following
+        self.depth += 1
+
+    def over(self) -> Result:
+        """All states are seen."""
+        return self.result(None if self.graph is None else self._unfair(self.graph))
+
+    def result(self, finding: Finding | None, complete: bool = True) -> Result:
+        """What has come of it so far."""
+        return Result(len(self.parents), self.transitions, self.depth, self.ends, finding, complete)
+
+    def sweep(self, nodes: list[Node], base: int, following: list[Node]) -> Result | None:
+        """Take all steps from these states, numbered from `base`: new states go to `following`. A Result if that ends
+        the search.
+        """
+        scenario, steps, seen, parents, actors = self.scenario, self.steps, self.seen, self.parents, self.actors
+        always, graph, numbers = scenario.always, self.graph, self._numbers
+        take = steps.step
+        for number, (heap, standings, mark) in enumerate(nodes, base):
+            if self.tell is not None and not number & 1023:
+                self.tell(Progress(len(parents), self.depth, len(parents) - number))
             enabled = steps.enabled(heap, standings)
-            wrong = steps.says(scenario.always, heap) if scenario.always is not None else None
-            if wrong is None and not enabled:
-                ends += 1
-                wrong = stuck(scenario, standings)
-                if wrong is None and scenario.at_rest is not None:
-                    steps.arena.put(heap)
-                    wrong = scenario.at_rest()
+            wrong = steps.says(always, heap) if always is not None else None
+            if not enabled:
+                self.ends += 1
+                if wrong is None:
+                    wrong = self.wrong_at_rest(heap, standings)
             if wrong is not None:
-                return result(found(wrong, number))
+                return self.result(self.found(wrong, number))
             if graph is not None:
                 graph.state(steps.says(goal, heap) for _, goal in scenario.live)
             for n in enabled:
-                transitions += 1
+                self.transitions += 1
                 try:
-                    step = steps.step(heap, standings, mark, n)
+                    _, _, heap_after, standings_after, after = take(heap, standings, mark, n)
                 except Violation as violation:
-                    return result(found(_nameless(str(violation)), number, n, violation.__cause__))
+                    return self.result(self.found(nameless(str(violation)), number, n, violation.__cause__))
                 except NotDeterministic as fault:
                     fault.operation = scenario.actors[n].at(standings[n].done)
                     raise
-                after = step[4]
-                if after not in numbers:
-                    numbers[after] = len(numbers)
+                if after not in seen:
+                    seen.add(after)
                     parents.append(number)
                     actors.append(n)
-                    following.append(_Node(step[2], step[3], after))
-                    if len(numbers) >= limit:
-                        return result(None, complete=False)
+                    following.append(Node(heap_after, standings_after, after))
+                    if graph is not None:
+                        numbers[after] = len(numbers)
+                    if len(parents) >= self.limit:
+                        return self.result(None, complete=False)
                 if graph is not None:
                     graph.edge(n, standings[n].place.owed, numbers[after])
-        base += len(level)
-        level = following
-        depth += 1
-    return result(None if graph is None else _unfair(scenario, graph, found))
+        return None
+
+    def wrong_at_rest(self, heap: Heap, standings: tuple[Standing, ...]) -> str | None:
+        """What is wrong with a state in which nobody can act."""
+        wrong = stuck(self.scenario, standings)
+        if wrong is None and self.scenario.at_rest is not None:
+            self.steps.arena.put(heap)
+            wrong = self.scenario.at_rest()
+        return wrong
+
+    # Ways.
+
+    def way(self, state: int) -> tuple[int, ...]:
+        """Who acts, from the beginning to a state."""
+        choices = []
+        while state:
+            choices.append(self.actors[state])
+            state = self.parents[state]
+        return tuple(reversed(choices))
+
+    def found(
+        self, rule: str, state: int, last: int = -1, cause: BaseException | None = None, cycle: tuple[int, ...] = ()
+    ) -> Finding:
+        """A rule that is broken in a state, or by actor `last` there, or by going around a cycle."""
+        stem = self.way(state) + (() if last < 0 else (last,))
+        return finding(self.scenario, self.steps, self.first, rule, stem, cause, cycle)
+
+    def stand(self, wanted: range) -> list[Node]:
+        """States again, by their numbers."""
+        return rebuild(self.steps, self.first, *self.ancestry(wanted), len(wanted))
+
+    def ancestry(self, wanted: range) -> tuple[array[int], bytearray]:
+        """What `rebuild` needs to make some states: of these and all before them the parent's place in the list, and
+        who acted. The wanted ones are the last.
+        """
+        needed: set[int] = set()
+        for state in wanted:
+            while state and state not in needed:
+                needed.add(state)
+                state = self.parents[state]
+        order = sorted(needed)
+        places = {0: 0} | {state: place for place, state in enumerate(order, 1)}
+        return array("I", [places[self.parents[s]] for s in order]), bytearray(self.actors[s] for s in order)
+
+    def _unfair(self, graph: Graph) -> Finding | None:
+        """A goal that need not come true again."""
+        for goal, (name, _) in enumerate(self.scenario.live):
+            lasso = graph.lasso(goal)
+            if lasso is None:
+                continue
+            if not lasso.cycle:
+                return self.found(f"{name}: not so where nobody can act any more", lasso.start)
+            text = f"{name}: need not come true again: {len(lasso.cycle)} steps that can be repeated for ever"
+            return self.found(text, lasso.start, cycle=lasso.cycle)
+        return None
 
 
-def _trail(scenario: Scenario, steps: Footprints, node: _Node, choices: tuple[int, ...]) -> tuple[tuple[str, str], ...]:
-    """The steps' names."""
+def rebuild(steps: Footprints, first: Node, parents: array[int], actors: bytearray, wanted: int) -> list[Node]:
+    """The last `wanted` of some states, each made by a step from one before it (0: the first)."""
+    nodes = [first]
+    for parent, n in zip(parents, actors, strict=True):
+        node = nodes[parent]
+        nodes.append(Node(*steps.step(node.heap, node.standings, node.mark, n)[2:]))
+    return nodes[len(nodes) - wanted :]
+
+
+def finding(
+    scenario: Scenario,
+    steps: Footprints,
+    first: Node,
+    rule: str,
+    stem: tuple[int, ...],
+    cause: BaseException | None = None,
+    cycle: tuple[int, ...] = (),
+) -> Finding:
+    """A finding with the names of its steps."""
     trail = []
-    heap, standings, mark = node
-    for n in choices:
+    heap, standings, mark = first
+    for n in stem + cycle:
         try:
             _, name, heap, standings, mark = steps.step(heap, standings, mark, n)
         except Violation:
             name = "violates"
         trail.append((scenario.actors[n].name, name))
-    return tuple(trail)
+    return Finding(rule, tuple(trail), stem + cycle, cause, len(stem) if cycle else None)
 
 
-def _unfair(scenario: Scenario, graph: Graph, found: Callable[..., Finding]) -> Finding | None:
-    """A goal that need not come true again."""
-    for goal, (name, _) in enumerate(scenario.live):
-        lasso = graph.lasso(goal)
-        if lasso is None:
-            continue
-        if not lasso.cycle:
-            return found(f"{name}: not so where nobody can act any more", lasso.start)
-        text = f"{name}: need not come true again: {len(lasso.cycle)} steps that can be repeated for ever"
-        return found(text, lasso.start, cycle=lasso.cycle)
-    return None
-
-
-def _nameless(text: str) -> str:
+def nameless(text: str) -> str:
     """Without the addresses that differ from run to run."""
     return re.sub(r" object at 0x[0-9a-f]+", "", text)
 

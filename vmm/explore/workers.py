@@ -1,0 +1,294 @@
+"""The search in several processes of this machine: a level is cut into shards, and each worker has some of them.
+
+A shard is a run of consecutive states, and its new states are a run of the next level; so what comes of the shards,
+taken one after the other, is numbered as one process would have numbered it. Workers are forked when a level is wide
+enough, know all that is known then, and keep their states: only marks and parents travel. The first process decides
+which states are new. Whoever ends the search (a finding, a fault, the limit) is looked at again in the first process.
+
+A worker that dies is replaced: its shards are made again from the ways to their states, and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import multiprocessing
+from array import array
+from itertools import compress, pairwise
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmm.errors import EngineError
+from vmm.explore import search as searching
+from vmm.explore.actors import NotDeterministic
+
+if TYPE_CHECKING:
+    from collections.abc import Set
+    from multiprocessing.process import BaseProcess
+
+    from vmm.explore.footprints import Footprints
+    from vmm.explore.search import Node, Result, Scenario, Search
+
+SHARDS = 6
+"""For each worker. A worker with several shards has about its share of the states for longer."""
+DEATHS = 8
+"""So many, and it is no accident."""
+UNEVEN = 1.3
+"""How much more than its share of a level a worker may have."""
+
+
+class Report(NamedTuple):
+    """What came of a shard. `counts`: of each state, how many could act; of each step to a state that this worker has
+    not reported yet: the parent's place in the shard, who acted, and the mark. `trouble`: something ends the search.
+    """
+
+    counts: bytes
+    parents: array[int]
+    actors: bytes
+    marks: list[int]
+    trouble: bool
+
+
+class Shards:
+    """The shards of a worker: their states, and those that may be their states in the next level."""
+
+    def __init__(self, scenario: Scenario, steps: Footprints, first: Node, seen: Set[int]) -> None:
+        self.scenario = scenario
+        self.steps = steps
+        self.first = first
+        self.nodes: dict[int, list[Node]] = {}
+        self._candidates: dict[int, list[Node]] = {}
+        self._seen = seen
+        self._reported: set[int] = set()
+
+    def stand(self, shard: int, parents: array[int], actors: bytearray, wanted: int) -> None:
+        """Make the states of a shard."""
+        self.nodes[shard] = searching.rebuild(self.steps, self.first, parents, actors, wanted)
+
+    def keep(self, shard: int, new: bytes) -> None:
+        """Which of those that were reported are new."""
+        self.nodes[shard] = list(compress(self._candidates.pop(shard), new))
+
+    def expand(self, shard: int) -> Report:
+        """Take all steps from a shard's states."""
+        steps, always, at_rest = self.steps, self.scenario.always, self.scenario.at_rest
+        seen, reported = self._seen, self._reported
+        counts = bytearray()
+        parents, actors, marks = array("I"), bytearray(), []
+        candidates: list[Node] = []
+        trouble = False
+        try:
+            for place, (heap, standings, mark) in enumerate(self.nodes[shard]):
+                enabled = steps.enabled(heap, standings)
+                wrong = steps.says(always, heap) if always is not None else None
+                if wrong is None and not enabled:
+                    wrong = searching.stuck(self.scenario, standings)
+                    if wrong is None and at_rest is not None:
+                        steps.arena.put(heap)
+                        wrong = at_rest()
+                if wrong is not None:
+                    trouble = True
+                    break
+                counts.append(len(enabled))
+                for n in enabled:
+                    _, _, heap_after, standings_after, after = steps.step(heap, standings, mark, n)
+                    if after not in reported and after not in seen:
+                        reported.add(after)
+                        parents.append(place)
+                        actors.append(n)
+                        marks.append(after)
+                        candidates.append(searching.Node(heap_after, standings_after, after))
+        except Exception:
+            trouble = True  # whatever it is, the first process will meet it too
+        self._candidates[shard] = candidates
+        return Report(bytes(counts), parents, bytes(actors), marks, trouble)
+
+
+class _Worker:
+    """A forked process with some of the shards."""
+
+    def __init__(self, search: Search, context: multiprocessing.context.ForkContext) -> None:
+        self.line, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(target=_serve, args=(search, theirs, self.line), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def send(self, *message: object) -> None:
+        """Tell it. One that is dead is noticed when it is listened to."""
+        with contextlib.suppress(OSError):
+            self.line.send(message)
+
+    def end(self) -> None:
+        self.line.close()
+        self.process.terminate()
+        self.process.join()
+
+
+def _serve(search: Search, line: Connection, theirs: Connection) -> None:
+    """A worker's life."""
+    theirs.close()
+    shards = Shards(search.scenario, search.steps, search.first, search.seen)
+    level, search.level = search.level, []
+    try:
+        while True:
+            what, shard, *arguments = line.recv()
+            if what == "take":
+                start, count = arguments
+                shards.nodes[shard] = level[start : start + count]
+            elif what == "stand":
+                shards.stand(shard, *arguments)
+            elif what == "keep":
+                shards.keep(shard, *arguments)
+            elif what == "expand":
+                line.send((shard, shards.expand(shard)))
+            else:
+                shards.nodes.pop(shard, None)
+    except (EOFError, OSError, KeyboardInterrupt):
+        pass
+
+
+def share(search: Search, jobs: int) -> Result:
+    """Go on with a search in `jobs` processes. In this one where there is no fork(2)."""
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return search.run(1)
+    gc.collect()
+    gc.freeze()  # or the first collection in a worker would copy every page
+    try:
+        return _Shared(search, jobs).run()
+    finally:
+        gc.unfreeze()
+
+
+class _Shared:
+    def __init__(self, search: Search, jobs: int) -> None:
+        self.search = search
+        self.context = multiprocessing.get_context("fork")
+        self.workers = [_Worker(search, self.context) for _ in range(jobs)]
+        self.owner = [shard % jobs for shard in range(jobs * SHARDS)]
+        """Which worker has each shard."""
+        self.ranges: list[range] = []
+        """The states of each shard."""
+        self.lost: set[int] = set()
+        """Shards whose new states died with their worker."""
+        self.deaths = 0
+        self.moved = 0
+        """States that were made again for another worker."""
+
+    def run(self) -> Result:
+        search = self.search
+        self._cut(search.base, len(search.level))
+        for shard, states in enumerate(self.ranges):
+            self._worker(shard).send("take", shard, states.start - search.base, len(states))
+        search.level = []
+        try:
+            while any(self.ranges):
+                result = self._level()
+                if result is not None:
+                    return result
+                search.depth += 1
+                self._even_out()
+            return search.over()
+        finally:
+            for worker in self.workers:
+                worker.end()
+
+    def _cut(self, base: int, count: int) -> None:
+        """Equal shards of the states from `base` on."""
+        parts = len(self.owner)
+        edges = [base + count * k // parts for k in range(parts + 1)]
+        self.ranges = [range(a, b) for a, b in pairwise(edges)]
+
+    def _worker(self, shard: int) -> _Worker:
+        return self.workers[self.owner[shard]]
+
+    def _level(self) -> Result | None:
+        """Everybody takes the steps of their states; what comes of it is merged in the shards' order."""
+        for shard in range(len(self.ranges)):
+            self._worker(shard).send("expand", shard)
+        reports: dict[int, Report] = {}
+        merged: list[tuple[int, bytes]] = []
+        """How many new states each shard has, and which of the reported ones they are."""
+        while len(merged) < len(self.ranges):
+            for line in wait([worker.line for worker in self.workers]):
+                assert isinstance(line, Connection)
+                try:
+                    shard, report = line.recv()
+                except (EOFError, OSError):
+                    dead = next(n for n, worker in enumerate(self.workers) if worker.line is line)
+                    self._replace(dead, len(merged), reports)
+                else:
+                    reports[shard] = report
+            while len(merged) in reports:
+                new = self._merge(self.ranges[len(merged)], reports.pop(len(merged)))
+                if not isinstance(new, bytes):
+                    return new
+                merged.append((new.count(1), new))
+        start = len(self.search.parents) - sum(count for count, _ in merged)
+        for shard, (count, new) in enumerate(merged):
+            self.ranges[shard] = range(start, start + count)
+            if shard in self.lost:
+                self._stand(shard)
+            else:
+                self._worker(shard).send("keep", shard, new)
+            start += count
+        self.lost.clear()
+        return None
+
+    def _merge(self, states: range, report: Report) -> bytes | Result:
+        """Number a shard's new states, and say which of those reported they are; a Result if the search is over."""
+        search, seen = self.search, self.search.seen
+        new = bytes([mark not in seen for mark in report.marks])
+        if report.trouble or len(search.parents) + new.count(1) >= search.limit:
+            result = search.sweep(search.stand(states), states.start, [])
+            if result is None:
+                raise NotDeterministic("what went wrong in one process does not in another")
+            return result
+        search.transitions += sum(report.counts)
+        search.ends += report.counts.count(0)
+        seen.update(report.marks)
+        search.parents.extend(states.start + place for place in compress(report.parents, new))
+        search.actors.extend(compress(report.actors, new))
+        if search.tell is not None:
+            search.tell(searching.Progress(len(search.parents), search.depth, len(search.parents) - states.stop))
+        return new
+
+    def _stand(self, shard: int) -> None:
+        """Let the shard's worker make its states again."""
+        states = self.ranges[shard]
+        self.moved += len(states)
+        self._worker(shard).send("stand", shard, *self.search.ancestry(states), len(states))
+
+    def _replace(self, dead: int, merged: int, reports: dict[int, Report]) -> None:
+        """A worker died: another one takes its shards, and makes those again that have not been merged."""
+        self.deaths += 1
+        if self.deaths > DEATHS:
+            raise EngineError(f"{self.deaths} workers died; --jobs 1 does without them")
+        self.workers[dead].end()
+        self.workers[dead] = _Worker(self.search, self.context)
+        for shard, owner in enumerate(self.owner):
+            if owner == dead and shard < merged:
+                self.lost.add(shard)
+            elif owner == dead and shard not in reports:
+                self._stand(shard)
+                self._worker(shard).send("expand", shard)
+            elif owner == dead:
+                self.lost.add(shard)
+
+    def _even_out(self) -> None:
+        """Move shards from who has much more than others to who has least."""
+        jobs = len(self.workers)
+        while True:
+            loads = [0] * jobs
+            for owner, states in zip(self.owner, self.ranges, strict=True):
+                loads[owner] += len(states)
+            most, least = loads.index(max(loads)), loads.index(min(loads))
+            gap = loads[most] - loads[least]
+            if loads[most] < UNEVEN * sum(loads) / jobs or sum(loads) < searching.WIDE:
+                return
+            fitting = [n for n, owner in enumerate(self.owner) if owner == most and 0 < len(self.ranges[n]) < gap]
+            if not fitting:
+                return
+            shard = min(fitting, key=lambda n: abs(len(self.ranges[n]) - gap // 2))
+            self.workers[most].send("drop", shard)
+            self.owner[shard] = least
+            self._stand(shard)
