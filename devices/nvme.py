@@ -388,20 +388,27 @@ class Nvme(PciDevice):
             if not ready or budget <= 0:
                 break
             sq = ready.pop(next(iter(ready)))
-            if sq.cq.full:
+            if sq.head == sq.tail or sq.cq.full:
                 continue  # the doorbell of that queue wakes it
-            raw = self.buffers.read(sq.base + sq.head * r.SQE_SIZE, r.SQE_SIZE)
+            at = sq.base + sq.head * r.SQE_SIZE
+            sq.head = (sq.head + 1) % sq.size
+            raw = self.buffers.read(at, r.SQE_SIZE)
             if raw is None:
                 self._fail(f"submission queue {sq.id} is out of memory")
                 return
-            sq.head = (sq.head + 1) % sq.size
-            budget -= self._execute(sq, Sqe(*SQE.unpack(raw)))
+            if self._alive(sq):
+                budget -= self._execute(sq, Sqe(*SQE.unpack(raw)))
             if self.csts & r.CSTS_CFS:
                 return
-            if sq.head != sq.tail:
+            if sq.head != sq.tail and self._alive(sq):
                 ready[sq.id] = sq
         if ready:
             self._timer.arm(self.board.clock.now())
+
+    def _alive(self, sq: SubmissionQueue) -> bool:
+        """Whether a queue is still there. Memory of another process is reached by messages, and while one is waited for
+        the guest may ring doorbells, delete queues or reset the controller."""
+        return self.submission.get(sq.id) is sq
 
     def _execute(self, sq: SubmissionQueue, sqe: Sqe) -> int:
         """Carry out a command and complete it: how much it did, in bytes."""
@@ -447,13 +454,16 @@ class Nvme(PciDevice):
 
     def _complete(self, sq: SubmissionQueue, cid: int, status: int, result: int) -> None:
         cq = sq.cq
+        if self.completion.get(cq.id) is not cq:
+            return  # reset while the command was carried out
         entry = CQE.pack(result, 0, sq.head, sq.id, cid, status << 1 | cq.phase)
-        if not self.buffers.write(cq.base + cq.tail * r.CQE_SIZE, entry):
+        at = cq.base + cq.tail * r.CQE_SIZE
+        cq.advance()  # before the guest can see the entry, and consume it
+        if not self.buffers.write(at, entry):
             self._fail(f"completion queue {cq.id} is out of memory")
             return
-        cq.advance()
         if self.board.trace.on:
             self.board.trace.emit(PciNvmeEnqueueReqCompletion(self.label, cq.id, cid, status))
-        if cq.irq:
+        if cq.irq and cq.head != cq.tail and self.completion.get(cq.id) is cq:
             self._unread |= 1 << cq.id
             self._update_interrupt()

@@ -173,3 +173,69 @@ def test_doorbells_of_a_controller_that_is_not_ready_do_nothing(disk, boards):
         board.put(r.REG_DOORBELLS + n, 1)
     assert board.clock.step() is False
     assert bytes(board.memory.view) == before
+
+
+# Memory of another process is reached by messages, and while one is waited for the guest goes on.
+
+
+def meanwhile(monkeypatch, board, method, action):
+    """Let the guest do something when the controller next uses `method` of guest memory, before it takes place."""
+    original = getattr(board.nvme.buffers, method)
+    left = [action]
+
+    def hooked(address, argument):
+        result = original(address, argument) if method == "write" else None
+        if left:
+            left.pop()()
+        return original(address, argument) if result is None else result
+
+    class Buffers:
+        def __getattr__(self, name):
+            return hooked if name == method else getattr(buffers, name)
+
+    buffers = board.nvme.buffers
+    monkeypatch.setattr(board.nvme, "buffers", Buffers())
+
+
+def test_completions_consumed_while_a_command_is_fetched_fetch_nothing_twice(disk, boards, monkeypatch):
+    board = fresh(disk, boards)
+    board.queue(board.io, r.NVM_FLUSH, nsid=1, cid=1)
+    board.ring(board.io)
+    assert [c.cid for c in board.completions(board.io, consume=False)] == [1]
+    board.queue(board.io, r.NVM_FLUSH, nsid=1, cid=2)
+    meanwhile(monkeypatch, board, "read", lambda: board.put(r.REG_DOORBELLS + 12, board.io.head))
+    board.ring(board.io)
+    assert [c.cid for c in board.completions(board.io)] == [2]
+    assert board.nvme.submission[1].head == board.io.tail
+    assert not board.irq
+
+
+def test_completion_consumed_as_soon_as_it_can_be_seen_leaves_no_interrupt(disk, boards, monkeypatch):
+    board = fresh(disk, boards)
+    board.queue(board.io, r.NVM_FLUSH, nsid=1, cid=7)
+    meanwhile(monkeypatch, board, "write", lambda: board.put(r.REG_DOORBELLS + 12, 1))
+    board.ring(board.io)
+    assert [c.cid for c in board.completions(board.io, consume=False)] == [7]
+    assert not board.irq
+    assert board.nvme.completion[1].head == 1
+
+
+@pytest.mark.parametrize("method", ["read", "write"])
+def test_reset_while_a_command_is_carried_out_lets_the_next_driver_start_clean(disk, boards, monkeypatch, method):
+    board = fresh(disk, boards)
+    for _ in range(3):
+        board.queue(board.io, r.NVM_FLUSH, nsid=1)
+
+    def reset():
+        board.enable()
+        board.create_io()
+
+    meanwhile(monkeypatch, board, method, reset)
+    board.put(r.REG_DOORBELLS + 8, 3)
+    board.nvme._timer.fire()
+    board.clock.step(0)
+    assert not board.irq
+    assert board.nvme.submission[1].head == 0
+    assert board.completions(board.io) == []
+    monkeypatch.undo()
+    check_recovers(board, disk)
