@@ -76,7 +76,7 @@ def fetch(suite: str | None = None) -> LinuxGuest:
         unpacked = Path(temporary)
         packages = Apt(root / "apt").unpack(BUSYBOX_PACKAGE, unpacked)
         packages += Apt(root / "apt", suite).unpack(KERNEL_PACKAGE, unpacked)
-        kernels = sorted(unpacked.glob("boot/vmlinuz-*")) + sorted(unpacked.glob("lib/modules/*/vmlinuz"))
+        kernels = sorted(unpacked.glob("boot/vmlinuz-*")) + sorted(unpacked.glob("**/lib/modules/*/vmlinuz"))
         if not kernels:
             raise GuestMissing(f"{', '.join(packages)}: no boot/vmlinuz-* in them")
         folders = [*unpacked.glob("lib/modules/*"), *unpacked.glob("usr/lib/modules/*")]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from support.endurance import size
-from support.linux_shell import boot, needs_linux
 
 from guest_images import linux
+from support.endurance import size
+from support.linux_shell import boot, needs_linux
 from vmm.cli.process import program
 
 pytestmark = needs_linux

@@ -59,7 +59,7 @@ class Shell:
     def start(self, command: str) -> str:
         """Type a command and do not wait; the pattern of its end, for `wait`. Group 1 is the exit status."""
         self._number += 1
-        self.guest.type(f"{{ {command}\n}}; echo \"<{self._number}:$?>\"\n")
+        self.guest.type(f'{{ {command}\n}}; echo "<{self._number}:$?>"\n')
         return rf"<{self._number}:(\d+)>\n"
 
     def run(self, command: str, status: int | None = 0) -> str:
@@ -76,8 +76,13 @@ class Shell:
         return self.guest.wait_exit()
 
 
-def boot(vm, append: str = "quiet", files: dict[str, str] | None = None, folder: Path | None = None, **config) -> Shell:
-    """A machine with Linux at its prompt. `files`: more of them for the initrd, which is written to `folder`."""
+def boot(
+    vm, append: str = "quiet", files: dict[str, str] | None = None, folder: Path | None = None, listen=(), **config
+):
+    """A machine with Linux at its prompt. `files`: more of them for the initrd, which is written to `folder`.
+
+    `listen`: sinks for its trace.
+    """
     here = linux.find()
     initrd = here.initrd
     if files is not None:
@@ -88,7 +93,12 @@ def boot(vm, append: str = "quiet", files: dict[str, str] | None = None, folder:
         initrd.write_bytes(overlay(here.initrd, files))
     config.setdefault("ram_size", 256 << 20)
     config.setdefault("trace", False)
+    devices = config.pop("devices", ())
     guest = vm("pc", kernel=here.kernel, initrd=str(initrd), append=f"{APPEND} {append}", **config)
+    for sink in listen:
+        guest.machine.trace.listen(sink)
+    for given in devices:
+        guest.machine.device_add(given)
     shell = Shell(guest)
     shell.begin()
     return shell
@@ -103,6 +113,6 @@ def interrupts(shell: Shell) -> dict[str, tuple[int, str, str]]:
         name, _, rest = row.strip().partition(":")
         words = rest.split(None, cpus)
         if name.isdigit():
-            chip, handling, actions = words[cpus].split(None, 2)
+            _chip, handling, actions = words[cpus].split(None, 2)
             table[name] = (sum(map(int, words[:cpus])), handling, actions)
     return table
