@@ -187,12 +187,21 @@ def _compare(family: Family, other: str, setup: Setup, board: Board) -> None:
     board.compare = differs
 
 
-def run(family: Family, scene: str, setup: Setup, limit: int = LIMIT) -> Outcome:
-    """Explore one scene. UsageError, ConfigError, ScenarioFault."""
+def run(
+    family: Family,
+    scene: str,
+    setup: Setup,
+    limit: int = LIMIT,
+    search: Callable[[Scenario, int], Result] = explore,
+) -> Outcome:
+    """Explore one scene, by another strategy than breadth-first if `search` is one's method `explore`.
+
+    UsageError, ConfigError, ScenarioFault.
+    """
     board, scenario = set_up(family, scene, setup)
     began = time.perf_counter()
     with _Blame(family.path):
-        result = explore(scenario, limit)
+        result = search(scenario, limit)
     seconds = time.perf_counter() - began
     if result.finding is not None and result.finding.cause is not None:
         blame(family, result.finding.cause)
