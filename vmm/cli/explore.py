@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from vmm.cli import explore_kvm
 from vmm.errors import ConfigError, UsageError
 from vmm.explore import scenes, story
 from vmm.kernel.policies import DEFAULT_POLICY
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-states", type=int, default=scenes.LIMIT, metavar="N", help="give up there (exit 3)")
     parser.add_argument("--steps", action="store_true", help="tell every step of a story, not only the switches")
     parser.add_argument("--json", action="store_true", help="one object per scene and rule")
+    explore_kvm.add_arguments(parser)
     parser.add_argument("--replay", metavar="SCHEDULE", help="run one order again and tell it")
 
 
@@ -55,6 +57,9 @@ def run(arguments: argparse.Namespace) -> int:
             return explore_matrix.run(arguments)
         if arguments.scenario is None:
             raise UsageError(f"what is to be explored? A Python file, or one of {', '.join(scenes.shipped())}")
+        if arguments.against_kvm:
+            return explore_kvm.run(arguments)
+        explore_kvm.check(arguments)
         family = scenes.load(arguments.scenario)
         if arguments.replay:
             return _replay(family, arguments)
