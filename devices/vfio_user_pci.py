@@ -9,6 +9,9 @@ without a message:
 
     server: level, masks itself, signals trigger -> irqfd -> GSI ... EOI -> resampler -> unmask eventfd -> server
 
+Messages (`devices.vfio_user_msi`) are eventfds, too. Parts of a BAR that the server lets us map are memory here, and
+writes that it takes by eventfd (doorbells) are signals: both without a message.
+
 When the server goes, or does what no server may do, that is seen at once: the event VFIO_USER_DISCONNECTED is emitted,
 the line goes low, every access reads all ones and is lost, and an unplug works as ever. With `x-reconnect-ms` a server
 that returns with the same device gets COMMAND, BARs and interrupts as they were; VFIO_USER_CONNECTED says so.
@@ -19,6 +22,7 @@ Ref: QEMU docs/interop/vfio-user.rst; docs/vfio-user.md
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,21 +30,29 @@ from typing import TYPE_CHECKING, Any, Protocol
 from devices.device import Property
 from devices.pci import config as cfg
 from devices.pci.device import PciDevice
+from devices.pci.msi import MESSAGE_CONTROL
 from devices.vfio_pci import KvmBoard, VfioPci
+from devices.vfio_user_msi import Messages
 from vmm.errors import ConfigError, PropertyError
 from vmm.kernel.host_eventfd import HostEventfdCtx, HostEventFile
 from vmm.kernel.poll import FdHandler
 from vmm.memory import ALL_ONES, IoRegion
 from vmm.trace import Event
 from vmm.vfio_user.client import RemoteDevice
+from vmm.vfio_user.protocol import REGION_CONFIG
 from vmm.vfio_user.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from devices.device import Board
+    from vmm.lifecycle import Holdings
     from vmm.loop import Loop
+    from vmm.shared_memory import SharedRegion
+    from vmm.vfio_user.remote_region import RemoteDoorbell
 
+LOOKED_AT = 4
+"""Eventfds that are looked at after every access; others are seen by the event loop."""
 _BAR_IO = 0x1
 _BAR_TYPE_64 = 0x4
 _BAR_TYPE = 0x6
@@ -103,7 +115,13 @@ class VfioUserPci(VfioPci):
         self._watch: Watch
         self._socket_fds: list[int] = []
         self._retry: asyncio.TimerHandle | None = None
-        self._trigger_ctx: HostEventfdCtx | None = None
+        self._signals: list[HostEventfdCtx] = []
+        """Eventfds that the server signals; the first ones are looked at after every access."""
+        self._messages: Messages
+        self._doorbells: dict[int, dict[tuple[int, int], RemoteDoorbell]] = {}
+        """By BAR, then by offset and size."""
+        self._mapped: dict[int, SharedRegion] = {}
+        """BARs that are memory here, in part or in whole."""
 
     @classmethod
     def parse(cls, given: Mapping[str, object], from_text: bool = False) -> dict[str, Any]:
@@ -164,6 +182,8 @@ class VfioUserPci(VfioPci):
         try:
             self._take_remote_identity()
             PciDevice.realize(self, board)
+            self._messages = Messages(self)
+            self._messages.mirror()
         except BaseException:
             self.remote.close()
             raise
@@ -172,7 +192,7 @@ class VfioUserPci(VfioPci):
         self._watch_socket()
         for bar in self._remote_bars():
             self.register_bar(*bar)
-        self.holdings.hold("interrupt", "INTx", self._disable_intx)
+        self.holdings.hold("interrupt", "INTx", self._disable_interrupts)
         self._enable_intx()
         if not self.remote.attached:
             raise ConfigError(f"vfio-user server at '{self.remote.path}': it went, or refused the trigger eventfd")
@@ -202,11 +222,63 @@ class VfioUserPci(VfioPci):
                 continue
             bits = self.remote.config_read(cfg.BASE_ADDRESS_0 + 4 * index, 4)
             io = bool(bits & _BAR_IO)
-            name = f"{self.id or self.driver} BAR {index}"
-            region = IoRegion(name, size, partial(self._bar_read, index), partial(self._bar_write, index, io))
             mem64 = not io and bits & _BAR_TYPE == _BAR_TYPE_64
-            bars.append((index, region, io, mem64, not io and bool(bits & _BAR_PREFETCHABLE)))
+            bars.append(
+                (index, self._bar_region(index, size, io), io, mem64, not io and bool(bits & _BAR_PREFETCHABLE))
+            )
         return bars
+
+    def _bar_region(self, index: int, size: int, io: bool) -> IoRegion:
+        name = f"{self.id or self.driver} BAR {index}"
+        read, write = partial(self._bar_read, index), partial(self._bar_write, index, io)
+        if self._take_doorbells(index):
+            write = partial(self._bell_write, index, io)
+        region = IoRegion(name, size, read, write)
+        if not io and self._map(index):
+            self.remote.posted = False  # a write to memory must not overtake one that was posted before it
+            region = IoRegion(name, size, partial(self._mapped_read, index), partial(self._mapped_write, index))
+        if self.msix is not None and self.msix.bar == index:
+            try:
+                region = self.msix.wrap(region)
+            except ConfigError:
+                self.msix = None  # it does not fit into its BAR: the guest sees it, and that it does nothing
+        return region
+
+    def _map(self, index: int) -> bool:
+        """Map what the server lets us map of a BAR. False if that is nothing."""
+        write = self._bell_write if index in self._doorbells else self._bar_write
+        name = f"{self.id or self.driver} BAR {index}"
+        found = self.remote.regions[index].map(name, partial(self._bar_read, index), partial(write, index, False))
+        if found is not None:
+            self._mapped[index] = found
+        return found is not None
+
+    def _mapped_read(self, index: int, offset: int, size: int) -> int:
+        mapped = self._mapped.get(index)
+        return self._bar_read(index, offset, size) if mapped is None else mapped.read(offset, size)
+
+    def _mapped_write(self, index: int, offset: int, size: int, value: int) -> None:
+        mapped = self._mapped.get(index)
+        if mapped is None:
+            self._bar_write(index, False, offset, size, value)
+        else:
+            mapped.write(offset, size, value)
+
+    def _take_doorbells(self, index: int) -> bool:
+        bells = {(bell.offset, bell.size): bell for bell in self.remote.doorbells(index)}
+        if bells:
+            self._doorbells[index] = bells
+        return bool(bells)
+
+    def _drop_shortcuts(self) -> None:
+        """Doorbells and mappings are of a server that is gone, or that we leave."""
+        mapped, self._mapped = self._mapped, {}
+        for region in mapped.values():
+            region.close()
+        doorbells, self._doorbells = self._doorbells, {}
+        for bells in doorbells.values():
+            for bell in bells.values():
+                os.close(bell.fd)
 
     def _watch_socket(self) -> None:
         self._socket_fds = self.remote.filenos()
@@ -222,9 +294,11 @@ class VfioUserPci(VfioPci):
             self._retry = None
         self._watch.close()
         self.remote.close()
+        self._drop_shortcuts()
 
     def reset(self) -> None:
         """As vfio-pci's; a device that is gone only forgets what the guest had set up."""
+        self._messages.disable()
         if self.remote.attached:
             super().reset()
         else:
@@ -234,23 +308,35 @@ class VfioUserPci(VfioPci):
 
     def _bar_read(self, index: int, offset: int, size: int) -> int:
         value = self.remote.bar_read(index, offset, size)
-        self._look_at_trigger()
+        self._look_at_signals()
         return value
 
     def _bar_write(self, index: int, io: bool, offset: int, size: int, value: int) -> None:
         (self.remote.port_write if io else self.remote.bar_write)(index, offset, size, value)
-        self._look_at_trigger()
+        self._look_at_signals()
 
-    def _look_at_trigger(self) -> None:
-        if self._trigger_ctx is not None:
-            self._trigger_ctx.readable_now()
+    def _bell_write(self, index: int, io: bool, offset: int, size: int, value: int) -> None:
+        bell = self._doorbells.get(index, {}).get((offset, size))
+        if bell is None or bell.datamatch not in (None, value) or not self.remote.attached:
+            self._bar_write(index, io, offset, size, value)
+        else:
+            with contextlib.suppress(OSError):  # full: it rings already
+                os.eventfd_write(bell.fd, 1)
+
+    def _look_at_signals(self) -> None:
+        for ctx in self._signals[:LOOKED_AT]:
+            if self.remote.offer.logged and ctx.readable():
+                self.remote.synchronize()
+            ctx.readable_now()
 
     def config_read(self, offset: int, size: int) -> int:
         return super().config_read(offset, size) if self.remote.attached else ALL_ONES[size]
 
     def config_write(self, offset: int, size: int, value: int) -> None:
         super().config_write(offset, size, value)
-        self._look_at_trigger()  # INTx disable was cleared with an interrupt pending
+        if offset >= cfg.HEADER_SIZE:
+            self._follow_messages()
+        self._look_at_signals()  # INTx disable was cleared with an interrupt pending
 
     # Interrupts.
 
@@ -265,17 +351,46 @@ class VfioUserPci(VfioPci):
             raise
         file = files.file(number)
         file.nonblock = True
-        if name == "trigger":
-            assert isinstance(file, HostEventFile)
-            assert isinstance(file.ctx, HostEventfdCtx)
-            self._trigger_ctx = file.ctx
         return number
 
+    new_eventfd = _eventfd
+
+    def new_holdings(self) -> Holdings:
+        """Rows of the ledger of their own, to be given back before the device goes."""
+        return self._holdings()
+
     def _watched(self, ctx: HostEventfdCtx, wanted: bool) -> None:
-        if wanted:
-            self._watch.add(ctx.fd, ctx.readable_now)
-        else:
+        """Somebody waits for an eventfd, or no more: the server signals it, so poll it."""
+        if wanted and ctx not in self._signals:
+            self._signals.append(ctx)
+            self._watch.add(ctx.fd, partial(self._signalled, ctx))
+        elif not wanted and ctx in self._signals:
+            self._signals.remove(ctx)
             self._watch.remove(ctx.fd)
+
+    def _signalled(self, ctx: HostEventfdCtx) -> None:
+        self.remote.synchronize()
+        ctx.readable_now()
+
+    def _follow_messages(self) -> None:
+        """The guest wrote a capability: interrupts go by the pin, or by messages."""
+        wanted, messages = self._messages.wanted(), self._messages
+        if wanted is messages.active:
+            messages.control_changed()
+        elif self.remote.attached:
+            self._disable_interrupts()
+            self._enable_interrupts()
+
+    def _enable_interrupts(self) -> None:
+        wanted = self._messages.wanted()
+        if wanted is None:
+            self._enable_intx()
+        else:
+            self._messages.enable(wanted)
+
+    def _disable_interrupts(self) -> None:
+        self._messages.disable()
+        self._disable_intx()
 
     def _enable_intx(self) -> None:
         try:
@@ -283,14 +398,11 @@ class VfioUserPci(VfioPci):
         except OSError as error:
             self.remote.lose(f"INTx cannot be enabled: {error.strerror or error}")
 
-    def _disable_intx(self) -> None:
-        self._trigger_ctx = None
-        super()._disable_intx()
-
     # Loss and return.
 
     def _lost(self, reason: str) -> None:
         """The server is gone; we may be in the middle of anything."""
+        self._drop_shortcuts()
         fds, self._socket_fds = self._socket_fds, []
         if fds:
             for fd in fds:
@@ -301,7 +413,7 @@ class VfioUserPci(VfioPci):
         """Between slices: take the line down and say so."""
         if self.remote.attached or not len(self.holdings):
             return  # unplugged meanwhile
-        self._disable_intx()
+        self._disable_interrupts()
         trace = self.board.trace
         if trace.on:
             trace.emit(VfioUserDisconnected(self.remote.name, reason))
@@ -328,11 +440,23 @@ class VfioUserPci(VfioPci):
             self._try_again()
             return
         self._watch_socket()
-        for offset in (*range(cfg.BASE_ADDRESS_0, cfg.BASE_ADDRESS_END, 4), cfg.INTERRUPT_LINE):
-            size = 1 if offset == cfg.INTERRUPT_LINE else 4
-            self.remote.config_write(offset, size, self.config.get(offset, size))
-        self.remote.config_write(cfg.COMMAND, 2, self.config.get(cfg.COMMAND, 2))
-        self._enable_intx()
+        for index in range(6):
+            if self._known_sizes[index]:
+                self._take_doorbells(index)
+                self._map(index)
+        self._restore()
+        self._enable_interrupts()
         if self.remote.attached:
             self.board.emit("VFIO_USER_CONNECTED", self._who())
         self.board.loop.wake()
+
+    def _restore(self) -> None:
+        """Let the server's configuration space be what the guest wrote: what can be written, COMMAND last."""
+        places = [(offset, 4) for offset in range(cfg.BASE_ADDRESS_0, cfg.BASE_ADDRESS_END, 4)]
+        places.append((cfg.INTERRUPT_LINE, 1))
+        for vectors in (self.msi, self.msix):
+            if vectors is not None:
+                places.append((vectors.at + MESSAGE_CONTROL, 2))
+        places.append((cfg.COMMAND, 2))
+        get = self.config.get
+        self.remote.write_several([(REGION_CONFIG, offset, size, get(offset, size)) for offset, size in places])

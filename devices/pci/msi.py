@@ -28,6 +28,8 @@ from vmm.errors import ConfigError
 from vmm.memory import IoRegion
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from devices.pci.device import PciDevice
 
 CAP_ID_MSI = 0x05
@@ -232,6 +234,8 @@ class Msix(_Vectors):
         super().__init__(device, vectors, device.config.add_capability(CAP_ID_MSIX, body, mask, offset))
         self.entries = bytearray()
         """The table, as the guest sees it."""
+        self.on_change: Callable[[int], None] | None = None
+        """Told of the vector of an entry that was written."""
         self.reset()
 
     def reset(self) -> None:
@@ -304,7 +308,5 @@ class Msix(_Vectors):
         self.entries[entry + 12 : entry + 16] = bytes((self.entries[entry + 12] & MSIX_ENTRY_MASKED, 0, 0, 0))
         if self.pending:
             self.send_pending()
-        self.changed(vector)
-
-    def changed(self, vector: int) -> None:
-        """An entry was written; for who has the device's messages sent elsewhere."""
+        if self.on_change is not None:
+            self.on_change(vector)

@@ -313,20 +313,20 @@ class Copier(PciDevice):
 def test_device_does_dma_by_message_inside_register_accesses(remote, twin):
     client, lost = remote(Copier(), twin)
     assert len(client.filenos()) == 1 + twin
-    client._memory.write(0x1000, b"\x11\x22\x33\x44")
+    client.offer.memory.write(0x1000, b"\x11\x22\x33\x44")
     client.config_write(cfg.COMMAND, 2, cfg.COMMAND_MASTER)
     assert client.bar_read(0, 0, 4) == 0x44332211
     client.bar_write(0, 0, 4, 0)  # posted
     client.port_write(0, 4, 4, 0)
     assert client.bar_read(0, 0, 4) == 0x44332211
-    assert client._memory.read(0x2000, 8) == b"\x11\x22\x33\x44" * 2
+    assert client.offer.memory.read(0x2000, 8) == b"\x11\x22\x33\x44" * 2
     assert lost == []
 
 
 def test_client_that_serves_dma_only_after_its_reply_is_not_waited_for_in_vain(remote):
     """As QEMU, whose vCPU holds the lock that its DMA needs."""
     client, _ = remote(Copier(), twin=False)
-    client._memory.write(0x1000, b"data")
+    client.offer.memory.write(0x1000, b"data")
     client.config_write(cfg.COMMAND, 2, cfg.COMMAND_MASTER)
     connection = client._connection
     deadline = time.monotonic() + 10
@@ -339,7 +339,7 @@ def test_client_that_serves_dma_only_after_its_reply_is_not_waited_for_in_vain(r
     write = connection.wait(deadline)
     assert write.command == Command.DMA_WRITE
     client._serve(write, connection)
-    assert client._memory.read(0x2000, 4) == b"data"
+    assert client.offer.memory.read(0x2000, 4) == b"data"
 
 
 def test_dma_by_message_is_cut_to_what_the_client_takes(server):

@@ -3,6 +3,7 @@
     remote = RemoteDevice("v0", "/run/edu.sock", memory, files, on_lost)
     remote.attach()
     remote.config_read(0, 4); remote.bar_write(0, 0x60, 4, 1); remote.set_irq_eventfd(...)
+    state = remote.save_state(); other.load_state(state)
 
 While an answer is awaited the server's DMA is served, so a device may reach memory from inside a register access.
 The server is another process, maybe a hostile one: it can answer wrongly or not at all, and all that comes of it is
@@ -25,7 +26,9 @@ from vmm.errors import ConfigError
 from vmm.kernel.host_eventfd import HostEventFile
 from vmm.memory import ALL_ONES
 from vmm.vfio_user import protocol as p
-from vmm.vfio_user.protocol import Command
+from vmm.vfio_user import remote_region
+from vmm.vfio_user.offer import Offer
+from vmm.vfio_user.protocol import Command, MigrationState
 from vmm.vfio_user.stream import close_all
 from vmm.vfio_user.transport import Connection, PeerGone, connect
 
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 
     from vmm.kernel.files import DescriptorTable
     from vmm.memory import GuestMemory
+    from vmm.vfio_user.remote_region import RemoteDoorbell, RemoteRegion
     from vmm.vfio_user.stream import Message
 
 CAPABILITIES = {
@@ -42,7 +46,11 @@ CAPABILITIES = {
     "max_dma_maps": p.MAX_DMA_MAPS,
     "pgsizes": p.PAGE_SIZE,
     "twin_socket": {"supported": True},
+    "write_multiple": True,
+    "migration": {"pgsize": p.PAGE_SIZE},
 }
+MAX_STATE = 1 << 30
+"""Bytes of state that a server may have."""
 _BURST = 64
 """Commands of the server that are served in one go."""
 
@@ -50,8 +58,8 @@ _BURST = 64
 class RemoteDevice:
     """A device that a vfio-user server at `path` has. `timeout`: seconds that a reply may take.
 
-    Guest RAM is offered for DMA by messages, so that every write of the device passes `memory.write`. `posted`: writes
-    to memory are not waited for. `on_lost(reason)` is called from where the loss is noticed.
+    Guest RAM is offered by `offer`. `posted`: writes to memory are not waited for.
+    `on_lost(reason)` is called from where the loss is noticed.
     """
 
     def __init__(
@@ -70,8 +78,9 @@ class RemoteDevice:
         self.on_lost = on_lost
         self.posted = posted
         self.can_reset = False
-        self.region_sizes: list[int] = []
-        self._memory = memory
+        self.regions: list[RemoteRegion] = []
+        """Of BARs, ROM and configuration space, by their index."""
+        self.offer = Offer(memory)
         self._files = files
         self._connection: Connection | None = None
         self._twin: Connection | None = None
@@ -108,7 +117,7 @@ class RemoteDevice:
         twins: list[int] = []
         try:
             version = p.Version.parse(self._exchange(Command.VERSION, request, received=twins))
-            self._capabilities = p.parse_capabilities(version.data)
+            self._capabilities = p.parse_capabilities(version.data, strict=False)
             index = self._capabilities["twin_socket"]
             if index is not None:
                 if index >= len(twins):
@@ -127,37 +136,43 @@ class RemoteDevice:
         if info.num_regions <= p.REGION_CONFIG or not info.num_irqs:
             raise ValueError(f"unexpected number of regions {info.num_regions} or irqs {info.num_irqs}")
         self.can_reset = bool(info.flags & p.DEVICE_FLAGS_RESET)
-        self.region_sizes = [self._region_size(index) for index in range(p.REGION_CONFIG + 1)]
-        if self.region_sizes[p.REGION_CONFIG] < 256:
-            raise ValueError(f"a configuration space of {self.region_sizes[p.REGION_CONFIG]} bytes")
-        for address, size in self._memory.ranges():
-            request = p.DmaMap.build(
-                {
-                    "argsz": p.DmaMap.sizeof(),
-                    "flags": p.DMA_MAP_READ | p.DMA_MAP_WRITE,
-                    "offset": 0,
-                    "address": address,
-                    "size": size,
-                }
-            )
-            self._exchange(Command.DMA_MAP, request)
+        for index in range(p.REGION_CONFIG + 1):
+            self.regions.append(self._ask_region(index))
+        if self.regions[p.REGION_CONFIG].size < 256:
+            raise ValueError(f"a configuration space of {self.regions[p.REGION_CONFIG].size} bytes")
+        self.offer.make(self._exchange)
 
-    def _region_size(self, index: int) -> int:
-        request = p.RegionInfo.build(
-            {
-                "argsz": p.REGION_INFO_SIZE,
-                "flags": 0,
-                "index": index,
-                "cap_offset": 0,
-                "size": 0,
-                "offset": 0,
-                "capabilities": b"",
-            }
-        )
-        info = p.RegionInfo.parse(self._exchange(Command.DEVICE_GET_REGION_INFO, request))
-        if info.index != index:
-            raise ValueError(f"asked for region {index}, told of {info.index}")
-        return int(info.size)
+    def _ask_region(self, index: int) -> RemoteRegion:
+        room = p.REGION_INFO_SIZE
+        while True:
+            fds: list[int] = []
+            payload = self._exchange(Command.DEVICE_GET_REGION_INFO, remote_region.request(index, room), received=fds)
+            region, needed = remote_region.parse(index, payload, fds)
+            if needed <= room or region.fd >= 0:
+                return region
+            room = needed
+
+    @property
+    def region_sizes(self) -> list[int]:
+        """Bytes of each region, by index."""
+        return [region.size for region in self.regions]
+
+    def doorbells(self, index: int) -> list[RemoteDoorbell]:
+        """Writes to a region that may be made by eventfd. Their descriptors are the caller's."""
+        room = p.REGION_IO_FDS_SIZE
+        fds: list[int] = []
+        try:
+            for _ in range(2):  # the first answer tells how much room it takes
+                request = {"argsz": room, "flags": 0, "index": index, "count": 0, "sub_regions": b""}
+                payload = self._call(Command.DEVICE_GET_REGION_IO_FDS, p.RegionIoFds.build(request), received=fds)
+                reply = p.RegionIoFds.parse(payload)
+                if reply.argsz <= room:
+                    break
+                room = min(reply.argsz, remote_region.MAX_INFO_SIZE)
+        except (OSError, construct.ConstructError):
+            close_all(fds)
+            return []  # a server need not have any
+        return remote_region.parse_doorbells(self.regions[index].size, payload, fds)
 
     def close(self) -> None:
         """Hang up: the server forgets our memory and eventfds. A second close does nothing."""
@@ -169,6 +184,9 @@ class RemoteDevice:
         for connection in gone:
             if connection is not None:
                 connection.close()
+        for region in self.regions:
+            region.close()
+        self.regions = []
 
     def lose(self, reason: str) -> None:
         """Give the device up: the server is gone, or cannot be worked with."""
@@ -249,10 +267,12 @@ class RemoteDevice:
         data = p.command_bytes(self._next_id, command, payload, p.FLAG_NO_REPLY)
         self._connection.send(data, patience=self.timeout)
 
-    def _call(self, command: int, payload: bytes = b"", fds: Sequence[int] = ()) -> bytes:
+    def _call(
+        self, command: int, payload: bytes = b"", fds: Sequence[int] = (), received: list[int] | None = None
+    ) -> bytes:
         """As `_exchange`, for a device in use: whoever is gone is gone for good."""
         try:
-            return self._exchange(command, payload, fds)
+            return self._exchange(command, payload, fds, received)
         except PeerGone as error:
             self.lose(_words(error))
             raise
@@ -263,7 +283,7 @@ class RemoteDevice:
         if message.is_reply or message.fault:
             raise PeerGone("an unexpected reply")
         try:
-            error, payload = 0, self._dma(message)
+            error, payload = 0, self.offer.serve(message)
         except OSError as refusal:
             error, payload = refusal.errno or errno.EIO, b""
         if message.wants_reply:
@@ -273,24 +293,6 @@ class RemoteDevice:
                 else p.reply_bytes(message.msg_id, message.command, payload)
             )
             connection.send(reply, patience=self.timeout)
-
-    def _dma(self, message: Message) -> bytes:
-        if message.command not in (Command.DMA_READ, Command.DMA_WRITE):
-            raise OSError(errno.ENOSYS, f"command {message.command}")
-        if len(message.payload) < p.DMA_ACCESS.size:
-            raise OSError(errno.EINVAL, "a short payload")
-        address, count = p.DMA_ACCESS.unpack_from(message.payload)
-        if count > p.MAX_DATA_XFER_SIZE:
-            raise OSError(errno.E2BIG, f"{count} bytes")
-        if self._memory.locate(address, count) < 0:
-            raise OSError(errno.EFAULT, f"{address:#x}+{count:#x} is no RAM")
-        head = message.payload[: p.DMA_ACCESS.size]
-        if message.command == Command.DMA_READ:
-            return head + self._memory.read(address, count)
-        if len(message.payload) != p.DMA_ACCESS.size + count:
-            raise OSError(errno.EINVAL, f"{len(message.payload)} bytes of payload for {count}")
-        self._memory.write(address, message.payload[p.DMA_ACCESS.size :])
-        return head
 
     # Regions.
 
@@ -303,6 +305,8 @@ class RemoteDevice:
         if len(payload) != p.REGION_ACCESS.size + count:
             self.lose("a reply of the wrong size")
             return ALL_ONES[count]
+        if self.offer.logged:
+            self.synchronize()
         return int.from_bytes(payload[p.REGION_ACCESS.size :], "little")
 
     def region_write(self, region: int, offset: int, count: int, value: int, posted: bool = False) -> None:
@@ -317,6 +321,25 @@ class RemoteDevice:
             self.lose(_words(error))
         except OSError:
             pass  # refused: a guest hears nothing of that either
+
+    def write_several(self, writes: Sequence[tuple[int, int, int, int]]) -> None:
+        """Store (region, offset, count, value) in that order: in one message if the server takes such."""
+        if not self._capabilities.get("write_multiple"):
+            for region, offset, count, value in writes:
+                self.region_write(region, offset, count, value)
+            return
+        entries = [
+            {"offset": offset, "region": region, "count": count, "data": value.to_bytes(8, "little")}
+            for region, offset, count, value in writes
+        ]
+        with contextlib.suppress(OSError):
+            self._call(Command.REGION_WRITE_MULTI, p.RegionWriteMulti.build({"writes": entries}))
+
+    def synchronize(self) -> None:
+        """The device said that it did something: what it wrote to RAM without us is heard of now."""
+        if self.offer.logged:
+            with contextlib.suppress(OSError):
+                self.offer.synchronize(self._call)
 
     def config_read(self, offset: int, size: int) -> int:
         """Configuration space."""
@@ -365,9 +388,55 @@ class RemoteDevice:
             raise OSError(errno.EINVAL, f"{self.name}: only an eventfd of the host can go to another process")
         self._set_irqs(flags, index, 0, 1, (file.host_fd,))
 
+    def set_vectors(self, index: int, start: int, files: Sequence[int]) -> None:
+        """Attach eventfds of the descriptor table to vectors of MSI or MSI-X, from `start` on. OSError as above."""
+        flags = p.IRQ_SET_DATA_EVENTFD | p.IRQ_SET_ACTION_TRIGGER
+        fds = []
+        for number in files:
+            file = self._files.file(number)
+            assert isinstance(file, HostEventFile)
+            fds.append(file.host_fd)
+        most = max(1, min(self._capabilities["max_msg_fds"], p.SCM_MAX_FD))
+        for at in range(0, len(fds), most):
+            some = fds[at : at + most]
+            self._set_irqs(flags, index, start + at, len(some), some)
+
     def _set_irqs(self, flags: int, index: int, start: int, count: int, fds: Sequence[int]) -> None:
         request = {"argsz": p.IRQ_SET_SIZE, "flags": flags, "index": index, "start": start, "count": count}
         self._call(Command.DEVICE_SET_IRQS, p.IrqSet.build({**request, "data": b""}), fds)
+
+    # Migration.
+
+    def save_state(self) -> bytes:
+        """Stop the device and read what it is; `set_state` lets it go on. OSError if it cannot be, or is gone."""
+        self.set_state(MigrationState.STOP_COPY)
+        most = min(p.CHUNK, self._capabilities["max_data_xfer_size"])
+        state = bytearray()
+        while True:
+            request = p.MigData.build({"argsz": p.MIG_DATA_SIZE + most, "size": most, "data": b""})
+            reply = p.MigData.parse(self._call(Command.MIG_DATA_READ, request))
+            state += reply.data[: reply.size]
+            if reply.size < most:
+                return bytes(state)
+            if len(state) > MAX_STATE:
+                raise OSError(errno.EFBIG, f"{self.name}: a state of more than {MAX_STATE} bytes")
+
+    def load_state(self, state: bytes) -> None:
+        """Make the device what another one was, and let it run. OSError if it does not take that, or is gone."""
+        self.set_state(MigrationState.RESUMING)
+        most = min(p.CHUNK, self._capabilities["max_data_xfer_size"])
+        for at in range(0, len(state), most):
+            data = state[at : at + most]
+            request = {"argsz": p.MIG_DATA_SIZE + len(data), "size": len(data), "data": data}
+            self._call(Command.MIG_DATA_WRITE, p.MigData.build(request))
+        self.set_state(MigrationState.RUNNING)
+
+    def set_state(self, state: MigrationState) -> None:
+        """VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE. OSError as above."""
+        data = p.FeatureMigDeviceState.build({"device_state": state, "data_fd": -1})
+        flags = p.FEATURE_SET | p.FEATURE_MIG_DEVICE_STATE
+        request = {"argsz": p.DEVICE_FEATURE_SIZE + len(data), "flags": flags, "data": data}
+        self._call(Command.DEVICE_FEATURE, p.DeviceFeature.build(request))
 
 
 def _words(error: BaseException) -> str:

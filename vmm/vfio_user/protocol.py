@@ -67,8 +67,10 @@ MAX_DATA_XFER_SIZE: Final = 1 << 20
 MAX_MESSAGE_SIZE: Final = HEADER_SIZE + 16 + MAX_DATA_XFER_SIZE
 MAX_MSG_FDS: Final = 8
 """Descriptors that a message to us may carry. QEMU refuses a server that says more than 16."""
+SCM_MAX_FD: Final = 253
+"""The kernel's limit of descriptors in one message."""
 MAX_FDS_OF_A_PEER: Final = 1024
-"""A peer that says it takes more descriptors than this is mistaken: the kernel carries 253."""
+"""A peer that says it takes more descriptors than this is mistaken."""
 MAX_DMA_MAPS: Final = 65535
 PAGE_SIZE: Final = 4096
 MAX_BITMAP_SIZE: Final = MAX_DATA_XFER_SIZE - 64
@@ -306,8 +308,10 @@ def error_bytes(msg_id: int, command: int, error: int) -> bytes:
     return HEADER.pack(msg_id, command, HEADER_SIZE, TYPE_REPLY | FLAG_ERROR, error)
 
 
-def parse_capabilities(data: bytes) -> dict[str, Any]:
+def parse_capabilities(data: bytes, strict: bool = True) -> dict[str, Any]:
     """The capabilities in the JSON of a VERSION, with defaults for what is not there. ValueError if it is damaged.
+
+    The NUL behind it may be missing unless `strict`.
 
     `twin_socket` becomes the index of its descriptor, or None if there is no second socket; `migration` becomes the
     page size that dirty pages are counted in, or None if the peer does not speak of migration.
@@ -315,7 +319,7 @@ def parse_capabilities(data: bytes) -> dict[str, Any]:
     found: dict[str, Any] = {**CAPABILITY_DEFAULTS, "twin_socket": None, "migration": None}
     if not data:
         return found
-    if data[-1]:
+    if strict and data[-1]:
         raise ValueError("the version data does not end with NUL")
     text = data.rstrip(b"\0")
     if not text:

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm.errors import ConfigError, InUse
+from vmm.vfio_user.protocol import SCM_MAX_FD
 from vmm.vfio_user.stream import Message, MessageStream, close_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SCM_MAX_FD = 253
-"""The kernel's limit of descriptors in one message: with room for that many none is ever cut off."""
 PATIENCE = 5.0
 """Seconds that a peer may take to read what we send, or to answer."""
 
 _ANCILLARY = socket.CMSG_SPACE(4 * SCM_MAX_FD)
+"""With room for that many descriptors none is ever cut off."""
 
 
 class PeerGone(ConnectionError):
