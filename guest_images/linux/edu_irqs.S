@@ -61,12 +61,17 @@ _start:
 3:      lea     rbx, [rip + devices]
         lea     rbp, [r13 + 8]
         call    attach
-        lea     rbx, [rip + devices + 32]
-        lea     rbp, [r13 + 8]          # one device: it is both
         cmp     r12, 5
         je      4f
+        lea     rbx, [rip + devices + 32]
         lea     rbp, [r13 + 32]
-4:      call    attach
+        call    attach
+        jmp     9f
+4:      movups  xmm0, [rbx]             # one device: it is both, and by the same descriptor, which knows what it has seen
+        movups  xmm1, [rbx + 16]
+        movups  [rbx + 32], xmm0
+        movups  [rbx + 48], xmm1
+9:
 
         xor     r15d, r15d              # round
 5:      cmp     r15, r14
