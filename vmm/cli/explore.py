@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from vmm.cli import explore_kvm
+from vmm.cli import explore_kvm, explore_search
 from vmm.errors import ConfigError, UsageError
 from vmm.explore import scenes, story
 from vmm.kernel.policies import DEFAULT_POLICY
@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-states", type=int, default=scenes.LIMIT, metavar="N", help="give up there (exit 3)")
     parser.add_argument("--steps", action="store_true", help="tell every step of a story, not only the switches")
     parser.add_argument("--json", action="store_true", help="one object per scene and rule")
+    explore_search.add_arguments(parser)
     explore_kvm.add_arguments(parser)
     parser.add_argument("--replay", metavar="SCHEDULE", help="run one order again and tell it")
 
@@ -74,6 +75,7 @@ def _explore(family: Family, arguments: argparse.Namespace) -> int:
         raise UsageError("--max-states is at least 1")
     policies = list(family.policies) if arguments.all_policies else [arguments.policy or DEFAULT_POLICY]
     chosen = arguments.scene or list(family.scenes)
+    searcher = explore_search.Searcher(arguments)
     console = _console()
     objects: list[dict[str, Any]] = []
     outcomes: list[Outcome] = []
@@ -81,7 +83,7 @@ def _explore(family: Family, arguments: argparse.Namespace) -> int:
         for scene in chosen:
             era = arguments.era
             setup = scenes.Setup(policy, era, arguments.sources)
-            outcome = scenes.run(family, scene, setup, arguments.max_states)
+            outcome = searcher.run(family, scene, setup)
             outcomes.append(outcome)
             if arguments.json:
                 objects.append(_object(family, outcome))

@@ -23,20 +23,19 @@ AGREES, DIFFERS, CANNOT = 0, 1, 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the judge."""
+    """Options of the judge; `--depth` is one of the search, too."""
     parser.add_argument(
         "--against-kvm",
         action="store_true",
         help="compare with this machine's KVM: scenes by threads; of irqfd-life every order",
     )
-    parser.add_argument("--depth", type=int, metavar="N", help=f"operations in an order (default: {DEPTH})")
     parser.add_argument("--eventfds", type=int, metavar="N", choices=(1, 2), help="that the orders are about: 1 or 2")
     parser.add_argument("--trials", type=int, metavar="N", help=f"of each scene by threads (default: {TRIALS})")
 
 
 def check(arguments: argparse.Namespace) -> None:
     """UsageError for an option of the judge without it."""
-    for option in ("depth", "eventfds", "trials"):
+    for option in ("eventfds", "trials"):
         if getattr(arguments, option) is not None and not arguments.against_kvm:
             raise UsageError(f"--{option} goes with --against-kvm")
 

@@ -1,0 +1,62 @@
+"""The options of `vintx explore` that say how to search, and its progress line."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+
+from vmm.cli.explore_search import Line
+from vmm.cli.vintx import main
+from vmm.explore import search
+from vmm.explore.search import Progress
+
+SCENE = ["explore", "thread", "--scene", "close", "--sources", "1"]
+
+
+def explored(capsys, *options: str) -> dict:
+    status = main([*SCENE, "--json", *options])
+    return {"status": status, **json.loads(capsys.readouterr().out)[0]}
+
+
+def test_jobs_change_nothing_that_is_told(capsys, monkeypatch):
+    monkeypatch.setattr(search, "WIDE", 8)
+    told = [explored(capsys, "--policy", "deassign-fails", "--jobs", n) for n in ("1", "2")]
+    for one in told:
+        assert one["status"] == 1
+        one["seconds"] = 0
+    assert told[0] == told[1]
+
+
+def test_strategies_agree_on_a_scene_that_holds(capsys):
+    deep, wide = (explored(capsys, "--strategy", strategy) for strategy in ("dfs", "bfs"))
+    assert (deep["status"], wide["status"]) == (0, 0)
+    assert deep["states"] == wide["states"]
+    assert explored(capsys, "--strategy", "pct", "--runs", "20", "--seed", "5")["status"] == 3
+
+
+@pytest.mark.parametrize(
+    "options", [("--jobs", "0"), ("--depth", "4"), ("--strategy", "dfs", "--depth", "0"), ("--runs", "0")]
+)
+def test_options_that_make_no_sense_are_refused(capsys, options):
+    strategy = () if "--depth" in options else ("--strategy", "random")
+    assert main([*SCENE, *strategy, *options]) == 2
+    assert "vintx explore: " in capsys.readouterr().err
+
+
+def test_progress_is_one_line_that_is_wiped(monkeypatch):
+    now = iter([0.0, 0.05, 2.0, 2.01, 3.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
+    stream = io.StringIO()
+    line = Line(stream)
+    for states in (500, 40_000, 40_500, 60_000):
+        line.tell(Progress(states, 12, 1_500))
+    line.wipe()
+    written = stream.getvalue().split("\r")
+    assert written == [
+        "",
+        "40,000 states, 20,000/s, depth 12, frontier 1,500\x1b[K",
+        "60,000 states, 20,000/s, depth 12, frontier 1,500\x1b[K",
+        "\x1b[K",
+    ]

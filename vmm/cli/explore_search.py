@@ -1,0 +1,93 @@
+"""How `vintx explore` searches: its options, the plan that they make, and the line that says how far it is."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, TextIO
+
+from vmm.errors import UsageError
+from vmm.explore import scenes
+from vmm.explore.strategies import PCT_DEPTH, RUNS, STRATEGIES, Plan
+
+if TYPE_CHECKING:
+    import argparse
+
+    from vmm.explore.scenes import Family, Outcome, Setup
+    from vmm.explore.search import Progress
+
+REFRESH_S = 0.1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options."""
+    group = parser.add_argument_group("search")
+    group.add_argument(
+        "--strategy",
+        choices=STRATEGIES,
+        default="bfs",
+        help="bfs: all states, the shortest way to a violation (default); dfs: all states, in less memory; "
+        "random, pct: some orders, for what is too large",
+    )
+    group.add_argument("--jobs", type=int, metavar="N", help="processes that share a large scene (default: all cores)")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of random and pct (default 0)")
+    group.add_argument("--runs", type=int, default=RUNS, metavar="N", help=f"orders of random and pct (default {RUNS})")
+    group.add_argument(
+        "--depth",
+        type=int,
+        metavar="N",
+        help="dfs, random: give an order up after so many steps; "
+        f"pct: ordering constraints (default {PCT_DEPTH}); --against-kvm: operations in an order",
+    )
+
+
+class Searcher:
+    """Explores scenes as the options say. UsageError."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        jobs = len(os.sched_getaffinity(0)) if arguments.jobs is None else arguments.jobs
+        if jobs < 1:
+            raise UsageError("--jobs is at least 1")
+        if arguments.depth is not None and arguments.strategy == "bfs":
+            raise UsageError("--depth goes with --against-kvm and with --strategy dfs, pct or random")
+        self.line = Line(sys.stderr)
+        tell = self.line.tell if sys.stderr.isatty() else None
+        self.limit: int = arguments.max_states
+        self.plan = Plan(arguments.strategy, jobs, arguments.seed, arguments.runs, arguments.depth, tell)
+
+    def run(self, family: Family, scene: str, setup: Setup) -> Outcome:
+        """Explore one."""
+        try:
+            return scenes.run(family, scene, setup, self.limit, self.plan.explore)
+        finally:
+            self.line.wipe()
+
+
+class Line:
+    """One line that says how far a search is, written over again and again, and wiped in the end."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.began = self.last = time.monotonic()
+        self.states = 0
+
+    def tell(self, progress: Progress) -> None:
+        """Write it, if there was none for a while."""
+        now = time.monotonic()
+        if progress.states < self.states:  # another search
+            self.began, self.states = now, 0
+        if now - self.last < REFRESH_S:
+            return
+        self.last, self.states = now, progress.states
+        rate = progress.states / max(now - self.began, REFRESH_S)
+        text = f"{progress.states:,} states, {rate:,.0f}/s, depth {progress.depth}, frontier {progress.frontier:,}"
+        self.stream.write(f"\r{text}\x1b[K")
+        self.stream.flush()
+
+    def wipe(self) -> None:
+        """Leave nothing of it."""
+        if self.states:
+            self.stream.write("\r\x1b[K")
+            self.stream.flush()
+            self.states = 0
