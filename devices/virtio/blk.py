@@ -16,7 +16,6 @@ from vmm.errors import PropertyError
 from vmm.trace import Event
 
 if TYPE_CHECKING:
-    from devices.device import Board
     from devices.virtio.queue import Element, Virtqueue
     from vmm.block_graph import BlockGraph, BlockUse
 
@@ -131,21 +130,15 @@ class VirtioBlk(VirtioPci):
         self.writeback = given["write-cache"] != "off"
         self.reads = self.writes = self.flushes = 0
 
-    def realize(self, board: Board) -> None:
-        """Take the drive, then slot and line."""
-        blocks: BlockGraph | None = getattr(board, "blocks", None)
+    def acquire(self) -> None:
+        """Take the drive."""
+        blocks: BlockGraph | None = getattr(self.board, "blocks", None)
         if blocks is None:
             raise PropertyError("Property 'drive': there are no drives here", self.driver, "drive")
         name = self.values["drive"]
-        image = blocks.use(name, self.path, blocks.readonly(name), self.values["logical_block_size"])
-        self.image = image
-        image.on_resize = self.config_interrupt
-        try:
-            super().realize(board)
-        except BaseException:
-            image.close()
-            raise
+        self.image = image = blocks.use(name, self.path, blocks.readonly(name), self.values["logical_block_size"])
         self.holdings.hold("image", image.path, image.close)
+        image.on_resize = self.config_interrupt
 
     def features(self) -> int:
         values = self.values

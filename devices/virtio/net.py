@@ -18,7 +18,6 @@ from vmm.netdev import LARGEST_FRAME
 from vmm.trace import Event
 
 if TYPE_CHECKING:
-    from devices.device import Board
     from devices.virtio.queue import Element, Virtqueue
     from vmm.netdev import Netdev
 
@@ -115,9 +114,9 @@ class VirtioNet(VirtioPci):
         self._modes = dict.fromkeys(RX_MODES, False) | {"promiscuous": True}
         self._addresses = frozenset()
 
-    def realize(self, board: Board) -> None:
-        """Take slot and line, and the back end. PropertyError if there is none of that id; InUse if it is taken."""
-        super().realize(board)
+    def acquire(self) -> None:
+        """Take the back end. PropertyError if there is none of that id; InUse if it is taken."""
+        board = self.board
         if not self._burnt_in:
             self._burnt_in = self.mac = bytes((0x52, 0x54, 0x00, 0x12, 0x34, 0x56 + self.slot & 0xFF))
             self.values["mac"] = self.mac.hex(":")

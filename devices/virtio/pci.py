@@ -67,7 +67,7 @@ class VirtioError(Event):
 class VirtioPci(PciDevice):
     """Base of virtio devices. A subclass sets the class attributes and extends `handle`, `features`, `config_bytes`.
 
-    `queues` are there from realize on. What a subclass holds it holds in realize; `restart` is told of a reset by the
+    `queues` are there from realize on. What a subclass holds it takes in `acquire`; `restart` is told of a reset by the
     driver or the machine, `started` of DRIVER_OK.
     """
 
@@ -124,6 +124,9 @@ class VirtioPci(PciDevice):
 
     # What a subclass says.
 
+    def acquire(self) -> None:
+        """Take what is behind the device. Called by realize before the features are asked for."""
+
     def features(self) -> int:
         """Feature bits of the device type that it offers."""
         return 0
@@ -160,6 +163,7 @@ class VirtioPci(PciDevice):
         super().realize(board)
         self.dma = Dma(self)
         self.queues = [Virtqueue(i, size, self.dma) for i, size in enumerate(self.queue_sizes)]
+        self.acquire()
         self.host_features = self._offered()
         self._timer = board.clock.timer(f"{self.path}/queues", self._work)
         self.holdings.hold("timer", "virtio", self._timer.cancel)

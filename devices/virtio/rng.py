@@ -12,7 +12,6 @@ from vmm.errors import InUse, PropertyError
 from vmm.trace import Event
 
 if TYPE_CHECKING:
-    from devices.device import Board
     from devices.virtio.queue import Virtqueue
     from vmm.clock import Timer
 
@@ -54,11 +53,10 @@ class VirtioRng(VirtioPci):
         self._source: RngBuiltin
         self._again: Timer
 
-    def realize(self, board: Board) -> None:
+    def acquire(self) -> None:
         """Take the backend object. PropertyError if there is none of that id; InUse if another device has it."""
-        super().realize(board)
         self._source = self._find_source()
-        self._again = board.clock.timer(f"{self.path}/again", self._retry)
+        self._again = self.board.clock.timer(f"{self.path}/again", self._retry)
         self.holdings.hold("timer", "virtio-rng", self._again.cancel)
 
     def _find_source(self) -> RngBuiltin:

@@ -92,10 +92,9 @@ class VirtioSerial(VirtioPci):
         self.queue_sizes = (128, 128, 32, 32, *[128] * (2 * count - 2))
         self.port_bus = PortBus("", self)
 
-    def realize(self, board: Board) -> None:
-        """Take slot and line, and make the bus of the ports."""
-        super().realize(board)
-        buses: dict[str, Any] | None = getattr(board, "buses", None)
+    def acquire(self) -> None:
+        """Make the bus of the ports."""
+        buses: dict[str, Any] | None = getattr(self.board, "buses", None)
         if buses is not None:
             name = f"{self.id}.0" if self.id else _free_name(buses)
             if name in buses:
