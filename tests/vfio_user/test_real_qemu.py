@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import subprocess
 import sys
@@ -107,7 +106,7 @@ def test_linux_has_every_interrupt_after_a_replug_and_after_the_server_was_kille
         assert server.end(signal.SIGKILL) == -signal.SIGKILL
         place = there(shell, 0x11E8)
         # A server that is gone reads as all ones, and the guest lives on.
-        assert re.fullmatch("(ff )*ff", shell.run(f"dd if={place}/config bs=4 count=1 2>/dev/null | hexdump -e '4/1 \"%02x \"'").strip())
+        assert shell.run(f"dd if={place}/config bs=4 count=1 2>/dev/null | hexdump -e '4/1 \"%02x\"'") == "ffffffff"
         peer.unplug("vu1")
         server.start()
         peer.qmp("device_add", **remote(server.path, id="vu2", **where))
@@ -116,14 +115,14 @@ def test_linux_has_every_interrupt_after_a_replug_and_after_the_server_was_kille
 
 @needs_guest
 @pytest.mark.parametrize(
-    ("board", "memory"), [("pc", MEMORY), ("q35", MEMORY), ("pc", ("-m", "256M"))], ids=["pc", "q35", "memory-by-message"]
+    ("board", "memory"),
+    [("pc", MEMORY), ("q35", MEMORY), ("pc", ("-m", "256M"))],
+    ids=["pc", "q35", "memory-by-message"],
 )
 def test_linux_keeps_a_file_system_on_a_served_nvme(board, memory, served, tmp_path):
     image = tmp_path / "disk.img"
-    image.touch()
-    import os
-
-    os.truncate(image, (2 * MIB + 8) << 20)
+    with image.open("wb") as file:
+        file.truncate((2 * MIB + 8) << 20)
     server = served(f"nvme,serial=S1,x-image={image}")
     where = {"bus": "rp"} if board == "q35" else {}
     ports = ROOT_PORT if where else ()
