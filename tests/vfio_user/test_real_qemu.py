@@ -8,11 +8,11 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+
+import guest_images
 from support.endurance import size
 from support.linux_shell import needs_linux
 from support.qemu_peer import MEMORY, QemuPeer, boot, lacking_qemu, remote
-
-import guest_images
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
