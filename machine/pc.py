@@ -254,6 +254,12 @@ class PcMachine(Machine):
         assert isinstance(device, PciDevice)
         self.pcihp.request_unplug(device)
 
+    def card_pulled(self, device: Device) -> Sequence[Device]:
+        """A card is out of its slot: its functions, for whom no unplug is pending any more."""
+        if not isinstance(device, PciDevice):
+            return (device,)
+        return self.pcihp.forget(device.slot)
+
     def _ejected(self, slot: int) -> None:
         """The guest, or a reset, ejects a slot: all its functions go."""
         for device in self.pci.slot_devices(slot):
@@ -274,7 +280,8 @@ class PcMachine(Machine):
         self.add_board_device(self.rtc)
         self.add_board_device(self.make(I8042))
         self.add_board_device(self.make(Port92))
-        self._boot_order = cmos_boot_order(config.boot_order or "cad")
+        self._boot_order = cmos_boot_order(config.boot_order)
+        self._boot_once = None if config.boot_once is None else cmos_boot_order(config.boot_once)
         self.fw_cfg = self.make(FwCfg)
         self.fw_cfg.add_u16(BOOT_MENU, config.boot_menu)
         self.fw_cfg.add_bytes(UUID, uuid.UUID(config.uuid).bytes)
@@ -304,7 +311,9 @@ class PcMachine(Machine):
         registers = None
         self.rtc.set_memory(self.memory.below, self.memory.above)
         self.rtc.set_cpus(self.config.cpus)
-        self.rtc.set_equipment(self._boot_order)
+        order = self._boot_order if self._boot_once is None else self._boot_once
+        self._boot_once = None
+        self.rtc.set_equipment(order | (not self.config.fd_bootchk))
         if self.config.accel != "qtest":
             firmware.run(self.processors, sum(self.memory.ranges()[-1]) if self.memory.above else firmware.HIGH_BASE)
             for piece in acpi.tables(self.config.cpus):
@@ -314,6 +323,10 @@ class PcMachine(Machine):
                     self.memory.on_write(address, length)
             registers = self._boot.registers
         self.processors.reset(registers)
+
+    def inject_nmi(self) -> None:
+        for processor in self.processors.all:
+            processor.nmi()
 
     def powerdown(self) -> None:
         """Press the power button."""

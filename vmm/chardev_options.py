@@ -19,7 +19,6 @@ from vmm.chardev import (
     PtyBackend,
     StdioBackend,
 )
-from vmm.chardev_socket import SocketAddress, SocketBackend
 from vmm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -84,6 +83,8 @@ def _make_socket(id: str, options: Options) -> CharBackend:
         raise UsageError(f"chardev {id}: 'reconnect' option is incompatible with 'server=on'")
     if not server and "wait" in options:
         raise UsageError(f"chardev {id}: 'wait' option is incompatible with socket in client connect mode")
+    from vmm.chardev_socket import SocketAddress, SocketBackend  # sockets take a while to import
+
     address = SocketAddress(options.get("path"), options.get("host", ""), port)
     return SocketBackend(id, address, server, flag(options, "wait", True), flag(options, "nodelay", False), reconnect)
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import selectors
 import socket
 import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.chardev import FdBackend
 from vmm.errors import ConfigError
+from vmm.unix_socket import UnixListener
 
 if TYPE_CHECKING:
     import asyncio
 
 
-@dataclass(frozen=True, slots=True)
-class SocketAddress:
+class SocketAddress(NamedTuple):
     """A UNIX socket's `path`, or a TCP `host` and `port`."""
 
     path: str | None = None
@@ -28,33 +24,21 @@ class SocketAddress:
     def __str__(self) -> str:
         return f"unix:{self.path}" if self.path is not None else f"tcp:{self.host}:{self.port}"
 
-    def listen(self) -> socket.socket:
-        """A listening socket. A stale UNIX socket in the way is replaced. OSError."""
-        if self.path is None:
-            return socket.create_server((self.host, self.port), backlog=1)
-        path = Path(self.path)
-        if path.is_socket():
-            path.unlink()
-        listener = socket.socket(socket.AF_UNIX)
-        try:
-            listener.bind(self.path)
-            listener.listen(1)
-        except OSError:
-            listener.close()
-            raise
-        return listener
-
     def connect(self) -> socket.socket:
         """A connected socket. OSError."""
         if self.path is None:
             return socket.create_connection((self.host or "localhost", self.port))
         peer = socket.socket(socket.AF_UNIX)
         try:
-            peer.connect(self.path)
+            peer.connect("\0" + self.path[1:] if self.path.startswith("@") else self.path)
         except OSError:
             peer.close()
             raise
         return peer
+
+
+BACKLOG = 16
+"""Peers that may wait for the one before them to leave."""
 
 
 class SocketBackend(FdBackend):
@@ -84,20 +68,26 @@ class SocketBackend(FdBackend):
         self._wait = wait
         self._peer: socket.socket | None = None
         self._listener: socket.socket | None = None
+        self._unix: UnixListener | None = None
         self._accepting = False
         self._retry: asyncio.TimerHandle | None = None
         try:
             if server:
-                self._listener = address.listen()
-                if address.path is None:
+                if address.path is not None:
+                    self._unix = UnixListener(address.path, BACKLOG)
+                    self._listener = self._unix.socket
+                else:
+                    self._listener = socket.create_server((address.host, address.port), backlog=BACKLOG)
                     host, port = self._listener.getsockname()[:2]
                     self.address = SocketAddress(host=host, port=port)
                 self._listener.setblocking(False)
             elif not reconnect:
                 self._adopt(address.connect())
-        except OSError as error:
+        except (OSError, ValueError) as error:
             verb = "listen on" if server else "connect to"
-            raise ConfigError(f"chardev {id}: cannot {verb} {address}: {error.strerror or error}") from error
+            raise ConfigError(
+                f"chardev {id}: cannot {verb} {address}: {getattr(error, 'strerror', None) or error}"
+            ) from error
 
     @property
     def filename(self) -> str:
@@ -107,6 +97,8 @@ class SocketBackend(FdBackend):
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         if self.server and self._wait and self._peer is None and self._listener is not None:
             print(f"info: waiting for connection on: {self.filename}", file=sys.stderr, flush=True)
+            import selectors
+
             with selectors.DefaultSelector() as selector:
                 selector.register(self._listener, selectors.EVENT_READ)
                 selector.select()
@@ -173,6 +165,10 @@ class SocketBackend(FdBackend):
         peer.close()
         self._event("closed")
 
+    def hang_up(self) -> None:
+        if self._peer is not None:
+            self._end_of_input()
+
     def close(self) -> None:
         self.flush()
         self._drop_peer()
@@ -185,7 +181,6 @@ class SocketBackend(FdBackend):
             self._accepting = False
             self._listener.close()
             self._listener = None
-            if self.address.path is not None:
-                with contextlib.suppress(OSError):
-                    Path(self.address.path).unlink()
+            if self._unix is not None:
+                self._unix.close()
         super().close()

@@ -18,8 +18,8 @@ from vmm.cli.options import (
     Topology,
     TraceSpec,
     parse_command_line,
-    usage,
 )
+from vmm.cli.reference import usage
 from vmm.errors import UsageError
 
 NAMES = [name for option in OPTIONS if not isinstance(option, str) for name in option.names]
@@ -199,10 +199,10 @@ def test_help_is_asked_for(line: str, wanted: HelpRequest) -> None:
         ("-uuid 5", "-uuid 5: failed to parse UUID string: wrong format"),
         ("-rtc base=noon", "invalid datetime format 'noon'"),
         ("-rtc driftfix=slew", "driftfix=slew is not supported"),
-        ("-run-with chroot=/", "-run-with chroot=/: chroot is not supported"),
+        ("-run-with async-teardown=on", "async-teardown=on is not supported"),
         ("-display gtk", "-display gtk: there is no display: only none can be honoured"),
         ("-nic user", "-nic user: there is no network"),
-        ("-drive file=x", "-drive: not supported: there is no disk"),
+        ("-drive file=x", "-drive file=x: if=ide: there is no such controller; give if=none"),
         ("disk.img", "disk.img: there is no disk to boot this from; -kernel disk.img boots a kernel"),
         ("-cpu apic-id=0", "-cpu apic-id=0: Parameter 'model' is missing"),
         ("-accel thread=single", "Parameter 'accel' is missing"),

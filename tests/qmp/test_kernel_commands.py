@@ -140,10 +140,11 @@ def test_close_is_of_what_these_commands_opened_and_a_dup_keeps_the_irqfd(vm):
     refused(guest, "^EPERM: .*the machine's", "x-eventfd-close", fd=own)
 
 
-def test_machine_without_a_kernel_side_says_so(vm):
+def test_machine_without_an_irqchip_has_eventfds_and_refuses_irqfds(vm):
     guest = vm("none")
-    refused(guest, "use pc", "x-eventfd-open")
-    refused(guest, "use pc", "x-query-points")
+    fd = guest.qmp("x-eventfd-open")["fd"]
+    refused(guest, "^EINVAL: .*irqchip none", "x-irqfd-assign", fd=fd, gsi=10)
+    assert guest.qmp("x-query-irqfds")["irqfds"] == []
 
 
 # VFIO

@@ -16,7 +16,7 @@ from vmm.qmp.target import CpuInfo, IrqChips, LedgerRow, MachineInfo, PropertyIn
 
 if TYPE_CHECKING:
     from devices.pci.info import PciInfo
-    from vmm.qmp.command import Call
+    from vmm.qmp.call import Call
 
 DATA = Path(__file__).parents[1] / "conformance" / "data"
 PACKAGE = "Debian 1:11.1.3+ds-1"

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm import VERSION
-from vmm.cli.options import PROGRAM, usage
+from vmm.cli.config import PROGRAM
 from vmm.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmm.cli.options import HelpRequest
+    from vmm.cli.config import HelpRequest
 
 
 def show(request: HelpRequest) -> None:
@@ -22,6 +22,8 @@ def show(request: HelpRequest) -> None:
 def text_of(request: HelpRequest) -> str:
     """The text, with a newline at its end."""
     if request.topic == "usage":
+        from vmm.cli.reference import usage
+
         return usage()
     if request.topic == "version":
         return f"{PROGRAM} (vintx) {VERSION}, with the monitor of QEMU 11.1.3\n"

@@ -70,6 +70,48 @@ def parse_keyval(text: str, implied: str | None = None, flags: bool = False) -> 
     return Properties(values, help=wants_help)
 
 
+def nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as members of members: `file.filename` becomes {"file": {"filename": ...}}.
+
+    Members that are numbered from 0 on become a list. Raises UsageError for a key that is both a value and a parent.
+    """
+    root: dict[str, Any] = {}
+    for key, value in values.items():
+        at = root
+        *path, last = key.split(".")
+        for part in path:
+            at = at.setdefault(part, {})
+            if not isinstance(at, dict):
+                raise UsageError(f"Parameters '{key}' and '{key.rpartition('.')[0]}' are both given")
+        if isinstance(at.get(last), dict) and value != {}:
+            raise UsageError(f"Parameters '{key}' and '{key}.*' are both given")
+        at[last] = value
+    return {key: _listed(value) for key, value in root.items()}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """The opposite of `nest`, with values of JSON types as texts."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, list):
+            value = {str(n): element for n, element in enumerate(value)}
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = ("on" if value else "off") if isinstance(value, bool) else str(value)
+    return flat
+
+
+def _listed(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    members = {key: _listed(member) for key, member in value.items()}
+    if members and all(str(n) in members for n in range(len(members))):
+        return [members[str(n)] for n in range(len(members))]
+    return members
+
+
 def parse_json_object(text: str) -> Properties:
     """A JSON object with QEMU's extensions. Raises UsageError."""
     from vmm.qmp.json_stream import JsonError, JsonStream

@@ -15,6 +15,7 @@ COMMANDS = {
     "dispute": "the sequences that the KVM_EOIFD thread argues with, under each rule that it proposes",
     "doctor": "which engines and oracles this machine has, and why not",
     "explore": "every order in which a scenario's actors can act: the invariants hold, or a shortest order that fails",
+    "man": "the manual page of vintx-system-x86_64: vintx man | man -l -",
     "serve": "serve a PCI device over vfio-user, to a machine in another process",
     "trace": "what a trace file tells: which interrupts were spurious, and why",
     "vectors": "replay recordings of real interrupt controllers on the models; record and fuzz on this machine's KVM",

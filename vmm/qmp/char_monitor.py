@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 from vmm.qmp.monitor import OUTPUT_LIMIT
@@ -12,8 +11,6 @@ if TYPE_CHECKING:
     from vmm.qmp.hmp_session import HmpSession
     from vmm.qmp.monitor import Monitor
     from vmm.qmp.session import Session
-
-log = logging.getLogger(__name__)
 
 _READ_SIZE = 4096
 _WRITE_SIZE = 64 << 10
@@ -94,6 +91,9 @@ class CharMonitor:
             if self._session is not None:
                 self._session.hold()
             if len(self._unsent) > OUTPUT_LIMIT:
+                import logging
+
+                log = logging.getLogger(__name__)
                 log.warning("monitor on chardev %s: its peer does not read; session ended", self._backend.id)
                 self._end_session()
                 self._unsent.clear()

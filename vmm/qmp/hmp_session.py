@@ -10,7 +10,7 @@ from vmm.qmp.hmp import run_hmp
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmm.qmp.command import Call
+    from vmm.qmp.call import Call
 
 PROMPT: Final = "(qemu) "
 LINE_LIMIT: Final = 4095

@@ -11,6 +11,7 @@ from machine import qom, registry
 from machine.pc import ISA_IRQS, PcMachine
 from vmm import VERSION
 from vmm.chardev import Chardevs
+from vmm.clock import VirtualClock
 from vmm.errors import ConfigError, QmpError
 from vmm.qmp.events import Events
 from vmm.qmp.monitor import Monitor, make_call
@@ -50,12 +51,26 @@ _HOST_KERNELS: WeakKeyDictionary[Machine, HostKernel] = WeakKeyDictionary()
 """By machine: all its monitors hold, and see held, the same operations."""
 
 
+_EVENTS: WeakKeyDictionary[Machine, Events] = WeakKeyDictionary()
+"""By machine: what one monitor held back, the others shall not get at another time."""
+
+
+def listen(machine: Machine, events: Events) -> None:
+    """Let a machine's events go to `events`, which takes its time from the machine if that has one of its own."""
+    clock = machine.clock
+    if isinstance(clock, VirtualClock):
+        events.later = lambda ms, call: clock.timer("qmp-event", call).arm(clock.now() + ms * 1_000_000)
+    machine.on_event(lambda name, data: events.emit(name, data or None))
+    _EVENTS[machine] = events
+
+
 def monitor_of(machine: Machine, mode: str = "control", pretty: bool = False) -> Monitor:
     """A monitor of a machine: QMP (`control`) or HMP (`readline`). Each has its own registry and hears all events."""
-    events = Events()
-    machine.on_event(lambda name, data: events.emit(name, data or None))
-    call = make_call(MachineMonitor(machine), f"vintx {VERSION}")
-    return Monitor(call, events, mode, pretty)
+    events = _EVENTS.get(machine)
+    if events is None:
+        events = Events()
+        listen(machine, events)
+    return Monitor(make_call(MachineMonitor(machine), f"vintx {VERSION}"), events, mode, pretty)
 
 
 def _is_memory(qom_type: str) -> bool:
@@ -160,6 +175,10 @@ class MachineMonitor:
         self.machine.device_add(props, from_text)
         self._settle()
 
+    def device_pull(self, id: str) -> None:
+        self.machine.device_pull(id)
+        self._settle()
+
     def device_del(self, id: str) -> None:
         self.machine.device_del(id)
         self._settle()
@@ -221,7 +240,7 @@ class MachineMonitor:
         return self.machine.blocks
 
     def command_line_options(self) -> list[dict[str, Any]]:
-        from vmm.cli.options import parameters_of_options
+        from vmm.cli.reference import parameters_of_options
 
         return parameters_of_options()
 
@@ -255,12 +274,10 @@ class MachineMonitor:
         return rows
 
     def inject_nmi(self) -> None:
-        machine = self.machine
-        if not isinstance(machine, PcMachine):
+        if not isinstance(self.machine, PcMachine):
             raise QmpError("machine does not provide NMIs")
-        for processor in machine.processors.all:
-            processor.nmi()
-        machine.loop.wake()
+        self.machine.inject_nmi()
+        self.machine.loop.wake()
 
     def set_action(self, event: str, action: str) -> None:
         config = self.machine.config

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from vmm.errors import ConfigError
-from vmm.qmp.command import Call
+from vmm.qmp.call import Call
 from vmm.qmp.session import Session
 
 if TYPE_CHECKING:

@@ -17,13 +17,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
 import socket
-import stat
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from vmm.errors import ConfigError, InUse
+from vmm.errors import ConfigError
 from vmm.qmp.monitor import OUTPUT_LIMIT
+from vmm.unix_socket import UnixListener
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,7 +140,7 @@ class MonitorServer:
         self.address: Address = address
         """Where it listens; with TCP port 0, the real port once `start` has returned."""
         self._socket: socket.socket | None = None
-        self._inode: tuple[int, int] | None = None
+        self._unix: UnixListener | None = None
         self._client: MonitorConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._connected = asyncio.Event()
@@ -165,50 +164,28 @@ class MonitorServer:
         if listener is not None:
             asyncio.get_running_loop().remove_reader(listener.fileno())
             listener.close()
-            self._remove_file()
+            if self._unix is not None:
+                self._unix.close()
         if self._client is not None:
             await self._client.close()
         self._monitor.cancel()
 
     def _listen(self) -> socket.socket:
-        where: Any
-        if isinstance(self.address, TcpAddress):
-            infos = socket.getaddrinfo(self.address.host or None, self.address.port, type=socket.SOCK_STREAM)
-            family, kind, proto, _, where = infos[0]
-            listener = socket.socket(family, kind, proto)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        else:
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            path = self.address.path
-            where = "\0" + path[1:] if path.startswith("@") else path
+        if isinstance(self.address, UnixAddress):
+            self._unix = UnixListener(self.address.path, BACKLOG)
+            return self._unix.socket
+        infos = socket.getaddrinfo(self.address.host or None, self.address.port, type=socket.SOCK_STREAM)
+        family, kind, proto, _, where = infos[0]
+        listener = socket.socket(family, kind, proto)
         try:
-            if isinstance(self.address, UnixAddress) and not self.address.path.startswith("@"):
-                _clear_stale(self.address.path)
-                # The file that bind makes takes this mode: there is no moment at which others may connect.
-                os.fchmod(listener.fileno(), 0o600)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(where)
             listener.listen(BACKLOG)
         except BaseException:
             listener.close()
             raise
-        if isinstance(self.address, TcpAddress):
-            self.address = TcpAddress(self.address.host, listener.getsockname()[1])
-        elif not self.address.path.startswith("@"):
-            made = os.stat(self.address.path)  # noqa: PTH116  (a path from the user, used as it is)
-            self._inode = (made.st_dev, made.st_ino)
+        self.address = TcpAddress(self.address.host, listener.getsockname()[1])
         return listener
-
-    def _remove_file(self) -> None:
-        """Remove our socket's file, but not another's that has taken its path."""
-        if self._inode is None or not isinstance(self.address, UnixAddress):
-            return
-        try:
-            there = os.lstat(self.address.path)
-            if (there.st_dev, there.st_ino) == self._inode:
-                os.unlink(self.address.path)  # noqa: PTH108
-        except OSError:
-            pass  # Gone already, or its directory is: what we wanted.
-        self._inode = None
 
     def _accept(self) -> None:
         listener = self._socket
@@ -248,25 +225,3 @@ async def _attach(client: socket.socket, connection: MonitorConnection, failed: 
         client.close()
         connection.session.close()
         failed()
-
-
-def _clear_stale(path: str) -> None:
-    """Remove a socket's file that nobody listens on any more. Raises InUse if somebody does, or it is no socket."""
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise InUse(f"Failed to listen on unix:{path}: the file is there and is no socket; choose another path", path)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)  # noqa: PTH108
-            return
-        except FileNotFoundError:
-            return
-        except BlockingIOError:
-            pass  # Somebody listens, and is busy.
-    raise InUse(f"Failed to listen on unix:{path}: another process listens there; stop it or choose another path", path)

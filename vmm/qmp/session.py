@@ -9,26 +9,21 @@ Ref: docs/interop/qmp-spec.rst of QEMU; vectors qemu-qmp-transcript.jsonl, sessi
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 from vmm.errors import QmpError, VintxError
-from vmm.qmp.command import Arg, Enum, ListOf, Struct
-from vmm.qmp.events import event_line
-from vmm.qmp.json_stream import JsonError, JsonStream, dumps, dumps_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from vmm.qmp.command import Call
+    from vmm.qmp.call import Call
     from vmm.qmp.events import Events
+    from vmm.qmp.json_stream import JsonStream
 
     Spawn = Callable[[Coroutine[Any, Any, None]], object]
     """Runs a coroutine to its end, some time; `asyncio.get_running_loop().create_task` is one."""
-
-log = logging.getLogger(__name__)
 
 QUEUE_LIMIT: Final = 8
 """In-band requests that may wait before the session asks for no more input (`wants_input`)."""
@@ -37,7 +32,6 @@ BATCH_LIMIT: Final = 64 << 10
 """Bytes of replies that are sent together."""
 
 _ABSENT: Final = object()
-_NEGOTIATION: Final = Struct((Arg("enable", ListOf(Enum(("oob",))), optional=True),))
 _BUSY: Final = object()
 
 
@@ -61,7 +55,8 @@ class Session:
         self._write = write
         self._spawn = spawn
         self._pretty = pretty
-        self._stream = JsonStream()
+        self._stream: JsonStream | None = None
+        """Made for the first bytes: a greeting needs none."""
         self._queue: deque[Any] = deque()
         self._busy = False
         self._held = False
@@ -79,12 +74,24 @@ class Session:
 
     def greet(self) -> None:
         """Send the greeting. The first thing to do."""
-        self._send({"QMP": {"version": self._call.version, "capabilities": ["oob"]}})
+        version = self._call.version
+        qemu, package = version["qemu"], version["package"]
+        if self._pretty or not (package.isascii() and package.isprintable()) or '"' in package or "\\" in package:
+            self._send({"QMP": {"version": version, "capabilities": ["oob"]}})
+            return
+        # The same, without waiting for the JSON encoder to be imported.
+        members = ", ".join(f'"{name}": {number}' for name, number in qemu.items())
+        text = f'{{"QMP": {{"version": {{"qemu": {{{members}}}, "package": "{package}"}}, "capabilities": ["oob"]}}}}'
+        self._put(f"{text}\r\n".encode("ascii"))
 
     def feed(self, data: bytes) -> None:
         """Take bytes of the client, and act on each message that they complete. Never raises on any bytes."""
         if self._closed:
             return
+        if self._stream is None:
+            from vmm.qmp.json_stream import JsonStream
+
+            self._stream = JsonStream()
         outermost = self._batch is None
         if outermost:
             self._batch = []
@@ -124,6 +131,8 @@ class Session:
     # --- replies and events ----------------------------------------------------------------------------------
 
     def _send(self, message: Mapping[str, Any]) -> None:
+        from vmm.qmp.json_stream import dumps
+
         self._put(dumps(message, self._pretty).encode("ascii") + b"\r\n")
 
     def _put(self, line: bytes) -> None:
@@ -148,12 +157,16 @@ class Session:
 
     def _on_event(self, message: dict[str, Any]) -> None:
         if self.negotiated:
+            from vmm.qmp.events import event_line
+
             self._put(event_line(message, self._pretty))
 
     def _reply(self, value: Any, request_id: Any) -> None:
         if self._pretty:
             self._send({"return": value} if request_id is _ABSENT else {"return": value, "id": request_id})
             return
+        from vmm.qmp.json_stream import dumps, dumps_exactly
+
         text = "{}" if value == {} else dumps(value)
         if request_id is _ABSENT:
             line = f'{{"return": {text}}}\r\n'
@@ -166,6 +179,8 @@ class Session:
         if self._pretty:
             self._send({"error": refusal} if request_id is _ABSENT else {"id": request_id, "error": refusal})
             return
+        from vmm.qmp.json_stream import dumps, dumps_exactly
+
         start = "{" if request_id is _ABSENT else f'{{"id": {dumps_exactly(request_id)}, '
         self._put(f'{start}"error": {dumps(refusal)}}}\r\n'.encode("ascii"))
 
@@ -181,7 +196,8 @@ class Session:
         request_id = _ABSENT
         try:
             if type(message) is not dict:
-                raise QmpError(message.desc if type(message) is JsonError else "QMP input must be a JSON object")
+                # What the parser has to say of malformed input, or a value that is no object.
+                raise QmpError(getattr(message, "desc", "QMP input must be a JSON object"))
             request_id = message.get("id", _ABSENT)
             value = self._dispatch(message, request_id)
             if value is not _BUSY:
@@ -193,7 +209,9 @@ class Session:
 
     def _broken(self, error: Exception, request_id: Any) -> None:
         """A handler failed in a way that is none of its refusals: a bug, which costs this one command."""
-        log.error("QMP command failed", exc_info=error)
+        import logging
+
+        logging.getLogger(__name__).error("QMP command failed", exc_info=error)
         self._refuse(QmpError(f"Internal error: {type(error).__name__}: {error}"), request_id)
 
     def _dispatch(self, message: dict[str, Any], request_id: Any) -> Any:
@@ -201,7 +219,9 @@ class Session:
         if not self.negotiated:
             if name != "qmp_capabilities":
                 raise QmpError("Expecting capabilities negotiation with 'qmp_capabilities'", "CommandNotFound")
-            _NEGOTIATION.check_members(arguments)
+            declared = self._call.registry.find(name)
+            if declared is not None:
+                declared.args.check_members(arguments)
             self.oob = "oob" in arguments.get("enable", ())
             self.negotiated = True
             return {}

@@ -306,6 +306,9 @@ class MachineTarget(Protocol):
         `from_text`: the values are text of a command line, to be parsed; otherwise they are of JSON types.
         """
 
+    def device_pull(self, id: str) -> None:
+        """Take a device away without asking the guest."""
+
     def device_del(self, id: str) -> None:
         """Ask for a device, by id or QOM path, to be unplugged. DEVICE_DELETED tells when it is gone."""
 

@@ -12,7 +12,8 @@ from vmm.qmp import types
 from vmm.qmp.command import INT, SIZE, STR, Arg, CommandGroup, Enum, ListOf, Struct
 
 if TYPE_CHECKING:
-    from vmm.qmp.command import Arguments, Call
+    from vmm.qmp.call import Call
+    from vmm.qmp.command import Arguments
 
 GROUP = CommandGroup()
 

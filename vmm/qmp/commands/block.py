@@ -25,7 +25,8 @@ from vmm.qmp.command import (
 
 if TYPE_CHECKING:
     from vmm.block_graph import InjectError
-    from vmm.qmp.command import ArgType, Arguments, Call
+    from vmm.qmp.call import Call
+    from vmm.qmp.command import ArgType, Arguments
 
 GROUP = CommandGroup()
 

@@ -9,7 +9,8 @@ from vmm.qmp import types
 from vmm.qmp.command import STR, Arg, CommandGroup, Enum, ListOf
 
 if TYPE_CHECKING:
-    from vmm.qmp.command import Arguments, Call
+    from vmm.qmp.call import Call
+    from vmm.qmp.command import Arguments
 
 GROUP = CommandGroup()
 CAPABILITY = Enum(("oob",), "QMPCapability")

@@ -9,7 +9,8 @@ from vmm.qmp import types
 from vmm.qmp.command import BOOL, INT, STR, Arg, CommandGroup, Enum, ListOf, Struct, Union
 
 if TYPE_CHECKING:
-    from vmm.qmp.command import ArgType, Arguments, Call
+    from vmm.qmp.call import Call
+    from vmm.qmp.command import ArgType, Arguments
     from vmm.qmp.target import MachineTarget
 
 GROUP = CommandGroup()
@@ -34,6 +35,12 @@ def device_add(call: Call, arguments: Arguments) -> None:
 def device_del(call: Call, arguments: Arguments) -> None:
     """Ask for a device to be unplugged. DEVICE_DELETED tells when it is gone."""
     call.target.device_del(arguments["id"])
+
+
+@GROUP.command("x-device-pull", Arg("id", STR, doc="id or QOM path"))
+def x_device_pull(call: Call, arguments: Arguments) -> None:
+    """Pull a card out of its slot, as a hand would: the guest is not asked. DEVICE_DELETED comes at once."""
+    call.target.device_pull(arguments["id"])
 
 
 @GROUP.command("device-list-properties", Arg("typename", STR), returns=ListOf(types.PROPERTY))

@@ -9,7 +9,8 @@ from vmm.qmp.command import INT, STR, Arg, CommandGroup
 from vmm.qmp.hmp import run_hmp
 
 if TYPE_CHECKING:
-    from vmm.qmp.command import Arguments, Call
+    from vmm.qmp.call import Call
+    from vmm.qmp.command import Arguments
 
 GROUP = CommandGroup()
 

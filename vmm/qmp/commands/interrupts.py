@@ -14,7 +14,8 @@ from vmm.qmp.command import STR, Arg, CommandGroup, ListOf
 from vmm.qmp.hmp import format_irq, format_pic
 
 if TYPE_CHECKING:
-    from vmm.qmp.command import Arguments, Call
+    from vmm.qmp.call import Call
+    from vmm.qmp.command import Arguments
 
 GROUP = CommandGroup()
 

@@ -16,7 +16,8 @@ from vmm.qmp import types
 from vmm.qmp.command import BOOL, STR, UINT8, UINT32, UINT64, Arg, CommandGroup, Enum, Integer, ListOf
 
 if TYPE_CHECKING:
-    from vmm.qmp.command import Arguments, Call
+    from vmm.qmp.call import Call
+    from vmm.qmp.command import Arguments
 
 GROUP = CommandGroup()
 FD: Final = Integer(-(1 << 31), (1 << 31) - 1, "int32_t")

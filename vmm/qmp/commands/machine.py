@@ -11,7 +11,8 @@ from vmm.qmp.command import INT, STR, Arg, CommandGroup, ListOf
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmm.qmp.command import Arguments, Call
+    from vmm.qmp.call import Call
+    from vmm.qmp.command import Arguments
 
 GROUP = CommandGroup()
 _PIECE = 1 << 20

@@ -10,7 +10,8 @@ from vmm.qmp import types
 from vmm.qmp.command import ANY, BOOL, STR, Arg, CommandGroup, ListOf
 
 if TYPE_CHECKING:
-    from vmm.qmp.command import Arguments, Call
+    from vmm.qmp.call import Call
+    from vmm.qmp.command import Arguments
 
 GROUP = CommandGroup()
 _PATH = Arg("path", STR, doc="absolute, or the end of one object's path")
