@@ -40,10 +40,10 @@ class Bells(PciDevice):
         empty = IoRegion("bells-table", 0x1000, lambda *_: 0, lambda *_: None)
         self.register_bar(2, self.msix.wrap(empty))
 
-    def read(self, offset, size):
+    def read(self, offset, _size):
         return self.rung if offset == BELL else offset
 
-    def write(self, offset, size, value):
+    def write(self, offset, _size, value):
         if offset in (BELL, BELL + 4):
             self.rung += 1
         elif self.msix.enabled:
