@@ -200,8 +200,8 @@ class VfioIntx(State):
     def handler(self) -> None:
         """The hard interrupt handler: mask, and tell whoever holds the trigger. (vfio_intx_handler)"""
         if order.hook is not None:
+            self.handling = (*self.handling, order.actor)  # the core marks it in progress before it calls us
             order.hook("vfio.intx.handler", self)
-            self.handling = (*self.handling, order.actor)
         ctx = self.ctx
         if ctx is None:
             # free_irq has come first: nobody listens. The line is masked, so that it cannot storm.

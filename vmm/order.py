@@ -436,9 +436,9 @@ class Srcu(State):
     still waits for. In the running machine a reader cannot be interrupted, so nothing is kept.
     """
 
-    WIRING = ("callback_work", "name")
-    BOOKKEEPING = ("callbacks", "graces", "readers")
-    __slots__ = (*WIRING, *BOOKKEEPING)
+    WIRING: ClassVar[tuple[str, ...]] = ("callback_work", "name")
+    BOOKKEEPING: ClassVar[tuple[str, ...]] = ("callbacks", "graces", "readers")
+    __slots__: tuple[str, ...] = (*WIRING, *BOOKKEEPING)
 
     def __init__(self, name: str, queue: WorkQueue) -> None:
         self.name = name

@@ -54,8 +54,6 @@ def run(arguments: argparse.Namespace) -> int:
             console.print(story.table(story.of(one.bug.family(), one.broken), arguments.steps))
             console.print(f"{finding.rule}\n", markup=False, soft_wrap=True)
     console.print(_table(shown))
-    for number, why in zoo.NOT_SHOWN.items() if not arguments.number else ():
-        console.print(f"{number} is not demonstrated: {why}", markup=False)
     return 0 if all(one.found and one.clean for one in shown) else 1
 
 

@@ -122,11 +122,14 @@ class Board:
 
     # Writing a scenario.
 
-    def thread(self, name: str, any_order: bool = False) -> Acting:
-        """A new thread. UsageError if there is one of that name."""
+    def thread(self, name: str, any_order: bool = False, unordered: bool = False) -> Acting:
+        """A new thread. `unordered`: in which order its calls came is forgotten, for many calls in any order.
+
+        UsageError if there is one of that name.
+        """
         if name in self._acting:
             raise UsageError(f"there is a thread {name!r} already")
-        thread = self._threads[name] = Thread(name)
+        thread = self._threads[name] = Thread(name, unordered)
         acting = self._acting[name] = Acting(self, thread, any_order)
         return acting
 
@@ -246,8 +249,8 @@ class Board:
 
     def result_of(self, thread: str) -> str:
         """What the last call of a thread came to; empty if it is none of the scenario's, or has made none."""
-        results = self._threads[thread].results if thread in self._threads else ()
-        return results[-1] if results else ""
+        found = self._threads.get(thread)
+        return found.results[-1] if found is not None and found.results and not found.unordered else ""
 
     def is_quiet(self, acting: int = 0) -> bool:
         """Nothing is queued or runs, and but for the `acting` thread nobody is in the middle of a call."""
@@ -347,7 +350,7 @@ class Board:
             if ctx is None or ctx.trigger not in bound:
                 continue
             waits = hardware.level and ctx.masked and not hardware.intx.virq_disabled
-            if waits and not (self.pin.held or self.pin.requested):
+            if waits and not any(pin.on_its_way() for pin in self.chips.pins):
                 yield f"L1: {hardware.name} wants service, and no interrupt is on its way"
         own = self._at_rest() if self._at_rest is not None else None
         if own is not None:

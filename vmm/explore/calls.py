@@ -6,7 +6,6 @@ import errno
 import sys
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from vmm.errors import UsageError
 from vmm.explore.actors import Actor, Operation
 from vmm.explore.parts import GSI, Thread
 from vmm.kernel import invariants
@@ -68,7 +67,7 @@ class Call(State):
         else:
             self.function()
         thread.busy = False
-        thread.results = (*thread.results, f"{self.text} = {errno.errorcode[error] if error else 'ok'}")
+        thread.note(f"{self.text} = {errno.errorcode[error] if error else 'ok'}")
         if began + 1 == self.board.finished() and self.board.is_quiet():
             self.judge(error)
 

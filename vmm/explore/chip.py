@@ -66,13 +66,14 @@ class MortalApic(LocalApic):
 class Chips(State):
     """An APIC bus with one I/O APIC and a local APIC for each CPU, all software-enabled."""
 
-    WIRING: ClassVar[tuple[str, ...]] = ("bus", "ioapic", "lapics")
+    WIRING: ClassVar[tuple[str, ...]] = ("bus", "ioapic", "lapics", "pins")
     __slots__ = WIRING
 
     def __init__(self, trace: Trace, queue: WorkQueue, kind: type[IoApic] = KvmIoApic) -> None:
         self.bus = ApicBus(trace)
         self.ioapic = kind(self.bus, None, trace, queue=queue)
         self.lapics: tuple[MortalApic, ...] = ()
+        self.pins: tuple[ApicPin, ...] = ()
         self.add_cpu()
 
     def add_cpu(self) -> int:
@@ -115,6 +116,7 @@ class Chips(State):
         """A pin as a guest has set it up: level-triggered, unmasked, to the first CPU."""
         made = ApicPin(self, number)
         made.write(vector | LEVEL)
+        self.pins = (*self.pins, made)
         self.settle()
         return made
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from vmm import order
-from vmm.order import State
+from vmm.order import State, Violation
 
 if TYPE_CHECKING:
     from devices.vfio_irqs import VfioIntx
@@ -18,11 +18,15 @@ GSI = 5
 
 
 class Hardware(State):
-    """A device's interrupt pin: high until its driver serves it. `depth`: how often it is masked (disable depth)."""
+    """A device's interrupt pin: high until its driver serves it. `depth`: how often it is masked (disable depth).
+
+    `gone`: it was unplugged; whoever touches it then is told so.
+    """
 
     WIRING: ClassVar[tuple[str, ...]] = ("intx", "name")
     VISIBLE: ClassVar[tuple[str, ...]] = ("depth", "level")
-    __slots__ = (*WIRING, *VISIBLE)
+    BOOKKEEPING: ClassVar[tuple[str, ...]] = ("gone",)
+    __slots__ = (*WIRING, *VISIBLE, *BOOKKEEPING)
 
     intx: VfioIntx
 
@@ -30,40 +34,60 @@ class Hardware(State):
         self.name = name
         self.level = False
         self.depth = 0
+        self.gone = False
+
+    def _touch(self, step: str) -> None:
+        if self.gone:
+            raise Violation("use-after-free", self, "unplugged", step)
 
     def pending(self) -> bool:
         """It asserts INTx, masked or not."""
+        self._touch("pending")
         return self.level
 
     def mask(self) -> None:
         """disable_irq"""
+        self._touch("disable_irq")
         self.depth += 1
 
     def unmask(self) -> None:
         """enable_irq"""
+        self._touch("enable_irq")
         self.depth -= 1
         if not self.depth and self.level:
             self.intx.handler()
 
     def request(self, masked: bool) -> None:
         """request_irq; without IRQF_NO_AUTOEN the handler may be called from here."""
+        self._touch("request_irq")
         self.depth = int(masked)
         if not masked and self.level:
             self.intx.handler()
 
     def free(self) -> None:
         """free_irq"""
+        self._touch("free_irq")
         self.depth = 1
 
     def assert_intx(self) -> None:
         """It wants service."""
+        if self.gone:
+            return
         self.level = True
         if not self.depth:
             self.intx.handler()
 
     def serve(self) -> None:
-        """Its driver's handler ran."""
+        """Its driver's handler ran, or it was reset."""
         self.level = False
+
+    def unplug(self) -> None:
+        """It is pulled out, and its memory freed."""
+        self.level = False
+        self.gone = True
+
+    def __repr__(self) -> str:
+        return f"<device {self.name}>"
 
 
 class Worker(State):
@@ -122,20 +146,28 @@ class Timer(State):
 
 
 class Thread(State):
-    """Somebody who acts. `busy`: in the middle of a call; `results`: what its calls came to."""
+    """Somebody who acts. `busy`: in the middle of a call; `results`: what its calls came to, in their order, or sorted
+    if they are `unordered`, so that it does not tell states apart which was first.
+    """
 
-    WIRING: ClassVar[tuple[str, ...]] = ("name",)
+    WIRING: ClassVar[tuple[str, ...]] = ("name", "unordered")
     BOOKKEEPING: ClassVar[tuple[str, ...]] = ("busy", "results")
     __slots__ = (*WIRING, *BOOKKEEPING)
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, unordered: bool = False) -> None:
         self.name = name
+        self.unordered = unordered
         self.busy = False
         self.results: tuple[str, ...] = ()
 
     def is_idle(self) -> bool:
         """Its last call has returned."""
         return not self.busy
+
+    def note(self, result: str) -> None:
+        """A call came to this."""
+        results = (*self.results, result)
+        self.results = tuple(sorted(results)) if self.unordered else results
 
 
 def point(name: str, subject: object) -> None:

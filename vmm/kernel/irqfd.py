@@ -408,7 +408,11 @@ class Irqfds(State):
                 self.gsis.register(resampler.notifier)
             irqfd.resampler = resampler
             resampler.members = (*resampler.members, irqfd)
-            self.srcu.synchronize_expedited()
+            self.await_readers()
+
+    def await_readers(self) -> None:
+        """Let EOIs end that look at the members as they were."""
+        self.srcu.synchronize_expedited()
 
     def find_resampler(self, gsi: int) -> Resampler | None:
         """The resampler of a GSI."""
