@@ -216,8 +216,10 @@ class Mc146818(Device):
         self.cmos[0x5F] = (cpus - 1) & 0xFF
 
     def set_equipment(self, boot_order: int = 0x1230) -> None:
-        """Equipment (FPU, PS/2 mouse), no drives; boot devices as nibbles, first one in bits 3:0 of 0x3d, bit 0 of 0x38 for
-        firmware that does not check a floppy's boot sector."""
+        """Equipment (FPU, PS/2 mouse), no drives; boot devices as nibbles, the first one in bits 3:0 of 0x3d.
+
+        Bit 0 of 0x38 tells firmware not to check a floppy's boot sector.
+        """
         self.cmos[0x10] = self.cmos[0x12] = 0
         self.cmos[0x14] = 0x06
         self.cmos[0x38] = boot_order & 0xF1
