@@ -163,15 +163,7 @@ def find(machine: Machine, name: str) -> Device:
 
 def device_del(machine: Machine, name: str) -> None:
     """Ask the guest to let go of a device. It goes when the guest ejects it, or at the next reset."""
-    device = find(machine, name)
-    if device in machine.unattached or not getattr(getattr(device, "bus", None), "hotpluggable", False):
-        bus = getattr(device, "bus", None)
-        bus_name = bus.name if bus is not None else "isa.0" if device.bus_type == "ISA" else "main-system-bus"
-        raise ConfigError(f"Bus '{bus_name}' does not support hotplugging")
-    if not device.hotpluggable:
-        raise ConfigError(f"Device '{device.driver}' does not support hotplugging")
-    if device.life.phase not in (Phase.REALIZED, Phase.UNPLUG_REQUESTED):
-        raise LifecycleError(name, device.life.phase.value, "device_del")
+    device = _hotplugged(machine, name)
     if getattr(getattr(device, "bus", None), "unplugs_at_once", False):
         device.life.move("request-unplug", Who.USER)
         remove(machine, device)
@@ -181,6 +173,28 @@ def device_del(machine: Machine, name: str) -> None:
         raise ConfigError(f"machine '{machine.type_name}' has nobody to ask for an unplug")
     request(device)
     device.life.move("request-unplug", Who.USER)
+
+
+def device_pull(machine: Machine, name: str) -> None:
+    """Pull a card out, with all its functions, as a hand would: nobody is asked, and the guest is not told."""
+    device = _hotplugged(machine, name)
+    pulled = getattr(machine, "card_pulled", None)
+    for function in [device] if pulled is None else pulled(device):
+        remove(machine, function, Who.USER)
+
+
+def _hotplugged(machine: Machine, name: str) -> Device:
+    """A device that can be unplugged now, by its name; or the reason why it cannot."""
+    device = find(machine, name)
+    if device in machine.unattached or not getattr(getattr(device, "bus", None), "hotpluggable", False):
+        bus = getattr(device, "bus", None)
+        bus_name = bus.name if bus is not None else "isa.0" if device.bus_type == "ISA" else "main-system-bus"
+        raise ConfigError(f"Bus '{bus_name}' does not support hotplugging")
+    if not device.hotpluggable:
+        raise ConfigError(f"Device '{device.driver}' does not support hotplugging")
+    if device.life.phase not in (Phase.REALIZED, Phase.UNPLUG_REQUESTED):
+        raise LifecycleError(name, device.life.phase.value, "device_del")
+    return device
 
 
 def remove(machine: Machine, device: Device, who: Who = Who.MACHINE, announce: bool = True) -> None:

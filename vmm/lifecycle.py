@@ -68,8 +68,8 @@ TRANSITIONS = (
         "unrealize",
         (Phase.REALIZED, Phase.UNPLUG_REQUESTED),
         Phase.UNREALIZING,
-        (Who.GUEST, Who.MACHINE),
-        "the guest's eject, a reset with the request pending, or the end of the machine",
+        (Who.GUEST, Who.MACHINE, Who.USER),
+        "the guest's eject, a reset with the request pending, the end of the machine, or the user pulled it out",
     ),
     Transition("gone", (Phase.UNREALIZING,), Phase.ABSENT, (Who.MACHINE,), "the ledger has no row of it"),
 )

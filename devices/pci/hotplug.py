@@ -257,14 +257,18 @@ class AcpiPciHotplug(Device):
         trace = self.board.trace
         if trace.on:
             trace.emit(AcpiPciEjectSlot(slot))
+        if self.forget(slot) and self._eject is not None:
+            self._eject(slot)
+
+    def forget(self, slot: int) -> list[PciDevice]:
+        """Nothing is pending for a slot any more: whoever is in it goes. These are returned."""
         self.down &= ~(1 << slot)
         self.up &= ~(1 << slot)
         devices = self.pci.slot_devices(slot)
         for device in devices:
             self._requested.pop(device, None)
             self._waiting.pop(device, None)
-        if devices and self._eject is not None:
-            self._eject(slot)
+        return devices
 
     # GPE0.
 

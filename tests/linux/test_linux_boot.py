@@ -65,6 +65,7 @@ def test_reboot_starts_linux_again_and_with_no_reboot_ends_the_machine(vm):
     shell.run("touch /was-here")
     shell.guest.type("reboot\n")
     shell.guest.wait_event("RESET", guest=True)
+    shell.wait(linux.READY)
     shell.begin()
     shell.run("test ! -e /was-here")
     shell.machine.config.no_reboot = True

@@ -50,9 +50,13 @@ class Shell:
         return match
 
     def begin(self) -> None:
-        """Wait for the prompt, and let the terminal be silent about what is typed."""
+        """Wait for the prompt; from then on what is typed is not echoed, and read by a shell that shows no prompt.
+
+        Its output is no terminal, or it would be interactive. Such a busybox reads its line with fgets where nothing is
+        echoed, takes the end of a job in the background for the end of the file, and leaves.
+        """
         self.wait(linux.PROMPT)
-        self.guest.type("stty -echo; PS1=; PS2=; dmesg -n 1; echo si''lent\n")
+        self.guest.type("stty -echo; dmesg -n 1; echo si''lent; sh -s 2>&1 | cat\n")
         self.wait("^silent$")
         self.run("true")
 
