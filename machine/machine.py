@@ -404,6 +404,10 @@ class Machine:
         """Ask the guest to let go of a device, by id or QOM path."""
         plug.device_del(self, id)
 
+    def device_pull(self, id: str) -> None:
+        """Surprise removal: a device is gone at once. See `plug.device_pull`."""
+        plug.device_pull(self, id)
+
     def object_add(self, given: Mapping[str, object], from_text: bool = False) -> None:
         """Make an object (`-object`, object-add)."""
         plug.object_add(self, given, from_text)
