@@ -85,7 +85,7 @@ def test_death_of_workers_loses_nothing(monkeypatch, tmp_path, here):
     alone = explore(lifetime(), jobs=1)
     dying(monkeypatch, here, 4, tmp_path)
     assert explore(lifetime(), jobs=2) == alone
-    assert len(list(tmp_path.glob("died*"))) == 4
+    assert 4 <= len(list(tmp_path.glob("died*"))) <= workers.DEATHS
 
 
 def test_workers_that_die_for_ever_are_given_up(monkeypatch, tmp_path):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from array import array
+from itertools import compress
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.explore.actors import Actor, NotDeterministic, Stage
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmm.explore.actors import Standing
+    from vmm.explore.checkpoint import Checkpoint
     from vmm.explore.heap import Heap
     from vmm.explore.liveness import Live
 
@@ -96,24 +98,45 @@ def explore(
     audit: bool = False,
     jobs: int = 1,
     tell: Callable[[Progress], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Result:
     """Try every order, level by level, until all states are seen, a rule is broken, or `limit` states are known.
 
     The count is exact and the same every time, whatever `jobs` is: so many processes share the work as soon as there
     is enough of it. `always`, `at_rest` and the goals are asked in them, so there they cannot note anything. `audit`
     runs the code for every step, however well it is known, and checks each heap for containers that would not be
-    copied. `tell` is called from time to time.
+    copied. `tell` is called from time to time. With a `checkpoint` the search goes on where another one was when it was
+    interrupted.
     """
     with Footprints(set_up(scenario), audit) as steps:
         search = Search(scenario, steps, limit, tell)
         try:
+            if checkpoint is not None:
+                checkpoint.resume(search)
             return search.run(jobs)
         finally:
             steps.arena.put(search.first.heap)
 
 
+class Report(NamedTuple):
+    """What came of a shard, some consecutive states of a level, in another process. `counts`: of each state, how many
+    could act; of each step to a state that was not known there: the parent's place in the shard, who acted, and the
+    mark. `trouble`: something ends the search.
+    """
+
+    counts: bytes
+    parents: array[int]
+    actors: bytes
+    marks: list[int]
+    trouble: bool
+
+
 class Search:
-    """A search in progress, at the beginning of a level. `parents` and `actors`: of each state, whence and by whom."""
+    """A search in progress, at the beginning of a level. `parents` and `actors`: of each state, whence and by whom.
+
+    `level` are the states whose steps are to be taken next, from number `base` on; `pending` those of the next level
+    that are known already, if a level was left in the middle (see `vmm.explore.checkpoint`).
+    """
 
     def __init__(
         self,
@@ -133,7 +156,11 @@ class Search:
         self.level = [self.first]
         self.base = 0
         """The number of the level's first state."""
+        self.pending = range(0)
+        self.end = 1
+        """The number behind the level's last state."""
         self.transitions = self.depth = self.ends = 0
+        self.checkpoint: Checkpoint | None = None
         self.graph = Graph(len(scenario.live)) if scenario.live else None
         self._numbers = {self.first.mark: 0}
         """Numbers by marks, for the graph."""
@@ -147,18 +174,47 @@ class Search:
                 from vmm.explore import workers
 
                 return workers.share(self, jobs)
-            following: list[Node] = []
+            following = self.stand(self.pending)
+            states = range(self.base, self.base + len(self.level))
             result = self.sweep(self.level, self.base, following)
             if result is not None:
                 return result
-            self.go_down(following)
+            self.save(states, [node.mark for node in following[len(self.pending) :]])
+            self.base, self.level = len(self.parents) - len(following), following
+            self.go_down()
         return self.over()
 
-    def go_down(self, following: list[Node]) -> None:
-        """The next level."""
-        self.base = len(self.parents) - len(following)
-        self.level = following
+    def go_down(self) -> None:
+        """To the next level."""
         self.depth += 1
+        self.end = len(self.parents)
+        self.pending = range(0)
+
+    def save(self, states: range, marks: list[int]) -> None:
+        """Some states are done, and so many marks are new: write that down where it is wanted."""
+        if self.checkpoint is not None:
+            self.checkpoint.add(self, states, marks)
+
+    def merge(self, states: range, report: Report) -> bytes | Result:
+        """Number a shard's new states, and say which of those reported they are; a Result if the search is over. Shards
+        are merged in their order.
+        """
+        seen = self.seen
+        new = bytes([mark not in seen for mark in report.marks])
+        if report.trouble or len(self.parents) + new.count(1) >= self.limit:
+            result = self.sweep(self.stand(states), states.start, [])
+            if result is None:
+                raise NotDeterministic("what went wrong in one process does not in another")
+            return result
+        self.transitions += sum(report.counts)
+        self.ends += report.counts.count(0)
+        seen.update(report.marks)
+        self.parents.extend(states.start + place for place in compress(report.parents, new))
+        self.actors.extend(compress(report.actors, new))
+        self.save(states, list(compress(report.marks, new)) if self.checkpoint is not None else [])
+        if self.tell is not None:
+            self.tell(Progress(len(self.parents), self.depth, len(self.parents) - states.stop))
+        return new
 
     def over(self) -> Result:
         """All states are seen."""

@@ -16,11 +16,11 @@ import multiprocessing
 from array import array
 from itertools import compress, pairwise
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from vmm.errors import EngineError
 from vmm.explore import search as searching
-from vmm.explore.actors import NotDeterministic
+from vmm.explore.search import Report
 
 if TYPE_CHECKING:
     from collections.abc import Set
@@ -35,18 +35,6 @@ DEATHS = 8
 """So many, and it is no accident."""
 UNEVEN = 1.3
 """How much more than its share of a level a worker may have."""
-
-
-class Report(NamedTuple):
-    """What came of a shard. `counts`: of each state, how many could act; of each step to a state that this worker has
-    not reported yet: the parent's place in the shard, who acted, and the mark. `trouble`: something ends the search.
-    """
-
-    counts: bytes
-    parents: array[int]
-    actors: bytes
-    marks: list[int]
-    trouble: bool
 
 
 class Shards:
@@ -185,7 +173,12 @@ class _Shared:
                 result = self._level()
                 if result is not None:
                     return result
-                search.depth += 1
+                if search.pending:
+                    start = search.pending.start
+                    self._cut(start, len(search.parents) - start)
+                    for shard in range(len(self.ranges)):
+                        self._stand(shard)
+                search.go_down()
                 self._even_out()
             return search.over()
         finally:
@@ -219,7 +212,7 @@ class _Shared:
                 else:
                     reports[shard] = report
             while len(merged) in reports:
-                new = self._merge(self.ranges[len(merged)], reports.pop(len(merged)))
+                new = self.search.merge(self.ranges[len(merged)], reports.pop(len(merged)))
                 if not isinstance(new, bytes):
                     return new
                 merged.append((new.count(1), new))
@@ -233,24 +226,6 @@ class _Shared:
             start += count
         self.lost.clear()
         return None
-
-    def _merge(self, states: range, report: Report) -> bytes | Result:
-        """Number a shard's new states, and say which of those reported they are; a Result if the search is over."""
-        search, seen = self.search, self.search.seen
-        new = bytes([mark not in seen for mark in report.marks])
-        if report.trouble or len(search.parents) + new.count(1) >= search.limit:
-            result = search.sweep(search.stand(states), states.start, [])
-            if result is None:
-                raise NotDeterministic("what went wrong in one process does not in another")
-            return result
-        search.transitions += sum(report.counts)
-        search.ends += report.counts.count(0)
-        seen.update(report.marks)
-        search.parents.extend(states.start + place for place in compress(report.parents, new))
-        search.actors.extend(compress(report.actors, new))
-        if search.tell is not None:
-            search.tell(searching.Progress(len(search.parents), search.depth, len(search.parents) - states.stop))
-        return new
 
     def _stand(self, shard: int) -> None:
         """Let the shard's worker make its states again."""

@@ -1,0 +1,96 @@
+"""A search that is interrupted and goes on: what came of each shard is a file in a directory.
+
+Nothing of a state is kept but its mark, its parent and who acted, so a file is about 21 bytes a state, and is as good
+in any process, of any number, as long as the code and the scenario are the same: the states of the level in hand are
+made again from the ways to them, and the marks of all of them are compared.
+
+    00000.shard, 00001.shard, ...   marshalled: a sum of what is explored, and a shard (see `Checkpoint.add`)
+
+Each is written under another name first, so an interrupted write leaves nothing half. A search has one directory.
+"""
+
+from __future__ import annotations
+
+import marshal
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm.errors import UsageError
+
+if TYPE_CHECKING:
+    from vmm.explore.search import Search
+
+SUFFIX = ".shard"
+
+
+class Checkpoint:
+    """`what` is explored (a text that tells scenarios apart), and the directory, which is made if there is none."""
+
+    def __init__(self, directory: str | Path, what: str) -> None:
+        self.path = Path(directory)
+        self.key = blake2b(what.encode(), digest_size=16).digest()
+        self.count = 0
+        """Files so far."""
+
+    def resume(self, search: Search) -> None:
+        """Bring a search that has not begun to where the files end, and write down from now on what comes of it.
+
+        UsageError if they are of something else.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        depth, stop, end = 0, 0, 1
+        while (path := self._file(self.count)).exists():
+            try:
+                key, depth, start, stop, end, transitions, ends, parents, actors, marks = marshal.loads(
+                    path.read_bytes()
+                )
+            except (ValueError, EOFError, TypeError):
+                raise UsageError(f"{path} is no part of a search; remove the directory to begin anew") from None
+            if key != self.key or start > len(search.parents):
+                raise UsageError(f"{path} is of another search; give each a directory of its own")
+            search.transitions, search.ends = transitions, ends
+            search.parents.frombytes(parents)
+            search.actors += actors
+            search.seen.update(marks)
+            self.count += 1
+        if self.count:
+            self._stand(search, depth, stop, end)
+        search.checkpoint = self
+
+    def _stand(self, search: Search, depth: int, stop: int, end: int) -> None:
+        known = len(search.parents)
+        if stop == end:  # the level was over
+            depth, end = depth + 1, known
+        try:
+            level = search.stand(range(stop, end))
+        except Exception as error:
+            raise UsageError(f"{self.path}: its steps lead elsewhere now: {error}") from error
+        if len(search.seen) != known or not all(node.mark in search.seen for node in level):
+            raise UsageError(f"{self.path}: its steps lead elsewhere now; the scenario or the code is not what it was")
+        search.depth, search.level, search.base, search.end = depth, level, stop, end
+        search.pending = range(end, known)
+
+    def add(self, search: Search, states: range, marks: list[int]) -> None:
+        """The steps of some states have been taken, and states with these marks, which are the last, are new."""
+        first = len(search.parents) - len(marks)
+        shard = (
+            self.key,
+            search.depth,
+            states.start,
+            states.stop,
+            search.end,
+            search.transitions,
+            search.ends,
+            search.parents[first:].tobytes(),
+            bytes(search.actors[first:]),
+            marks,
+        )
+        path = self._file(self.count)
+        half = path.with_suffix(".half")
+        half.write_bytes(marshal.dumps(shard))
+        half.replace(path)
+        self.count += 1
+
+    def _file(self, number: int) -> Path:
+        return self.path / f"{number:05}{SUFFIX}"
