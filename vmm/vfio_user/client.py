@@ -136,6 +136,7 @@ class RemoteDevice:
         if info.num_regions <= p.REGION_CONFIG or not info.num_irqs:
             raise ValueError(f"unexpected number of regions {info.num_regions} or irqs {info.num_irqs}")
         self.can_reset = bool(info.flags & p.DEVICE_FLAGS_RESET)
+        self.regions = []
         for index in range(p.REGION_CONFIG + 1):
             self.regions.append(self._ask_region(index))
         if self.regions[p.REGION_CONFIG].size < 256:
@@ -186,7 +187,6 @@ class RemoteDevice:
                 connection.close()
         for region in self.regions:
             region.close()
-        self.regions = []
 
     def lose(self, reason: str) -> None:
         """Give the device up: the server is gone, or cannot be worked with."""
