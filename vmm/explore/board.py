@@ -12,7 +12,7 @@ docs/explore.md is the guide.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from devices.ioapic import LEVEL
 from devices.ioapic_kvm import KvmIoApic
@@ -54,6 +54,8 @@ class Parts(NamedTuple):
     chips: type[Chips] = Chips
     vm: type[Vm] = Vm
     hardware: type[Hardware] = Hardware
+    monitor: type[Any] | None = None
+    """Of a scene that has one: the monitor's side."""
 
 
 class Board:

@@ -68,9 +68,9 @@ class Shown(NamedTuple):
 
 def bugs() -> dict[str, Bug]:
     """All of them, by number."""
-    from vmm.explore.zoo import binding, eoifd, eras, ioapic, irqfd, pool, vfio
+    from vmm.explore.zoo import binding, eoifd, eras, ioapic, irqfd, monitor, pool, vfio
 
-    every = [bug for part in (binding, eoifd, eras, ioapic, irqfd, pool, vfio) for bug in part.BUGS]
+    every = [bug for part in (binding, eoifd, eras, ioapic, irqfd, monitor, pool, vfio) for bug in part.BUGS]
     return {bug.number: bug for bug in sorted(every, key=lambda bug: bug.number)}
 
 
