@@ -151,6 +151,17 @@ class IntxUser(State):
             functions[i]()
             i += 1
 
+    def assign(self) -> None:
+        """KVM_IRQFD_FLAG_RESAMPLE with the eventfds that there are."""
+        self.board.vm.irqfd(self.trigger, GSI, KVM_IRQFD_FLAG_RESAMPLE, self.unmask)
+
+    def unmask_intx(self) -> None:
+        """VFIO_IRQ_SET_ACTION_UNMASK: if it is still high it signals again."""
+        intx = self.hardware.intx
+        with intx.igate:
+            if intx.ctx is not None:
+                intx.unmask()
+
     def set_up(self) -> None:
         """INTx on again, with new eventfds."""
         board, intx, name = self.board, self.hardware.intx, self.hardware.name
@@ -159,7 +170,7 @@ class IntxUser(State):
         with intx.igate:
             intx.enable(board.files.ctx_fdget(self.trigger))
             intx.enable_virqfd(self.unmask)
-        board.vm.irqfd(self.trigger, GSI, KVM_IRQFD_FLAG_RESAMPLE, self.unmask)
+        self.assign()
         self.mode = INTX
 
     def left(self) -> str | None:
