@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     Data = Sequence[bytes | memoryview | bytearray]
 
 DRIVERS = ("blkdebug", "file", "null-co", "raw")
+CHILD = {"raw": "file", "blkdebug": "image"}
+"""What a driver calls the node below."""
 NULL_SIZE = 1 << 30
 """What null-co has unless told otherwise, in bytes."""
 
@@ -189,6 +191,7 @@ class Node:
             "active": True,
             "image": shown,
             "iops_wr": 0,
+            "children": [] if self.below is None else [{"child": CHILD[self.driver], "node-name": self.below.name}],
             "ro": image.readonly,
             "node-name": self.name,
             "backing_file_depth": 0,
@@ -351,7 +354,7 @@ class BlockGraph:
         elif driver == "null-co":
             image = NullImage(options.get("size", NULL_SIZE), readonly)
         else:
-            below = self._child(options["file" if driver == "raw" else "image"], name, readonly)
+            below = self._child(options[CHILD[driver]], name, readonly)
             try:
                 if driver == "raw":
                     image = PartOfImage(below.image, options.get("offset", 0), options.get("size"))

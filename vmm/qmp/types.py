@@ -11,6 +11,7 @@ from vmm.qmp.command import (
     ANY,
     BOOL,
     INT,
+    NOTHING,
     SIZE,
     STR,
     UINT8,
@@ -22,6 +23,7 @@ from vmm.qmp.command import (
     Later,
     ListOf,
     Struct,
+    Union,
 )
 
 
@@ -170,13 +172,11 @@ LINE_PARAMETER: Final = struct(
     Arg("default", STR, optional=True),
 )
 LINE_OPTION: Final = struct("CommandLineOptionInfo", Arg("option", STR), Arg("parameters", ListOf(LINE_PARAMETER)))
-YANK_INSTANCE: Final = Struct(
-    (
-        Arg("type", Enum(("block-node", "chardev", "migration"), "YankInstanceType")),
-        Arg("node-name", STR, optional=True),
-        Arg("id", STR, optional=True),
-    ),
-    name="YankInstance",
+YANK_INSTANCE: Final = Union(
+    "YankInstance",
+    (Arg("type", Enum(("block-node", "chardev", "migration"), "YankInstanceType")),),
+    "type",
+    {"block-node": Struct((Arg("node-name", STR),)), "chardev": Struct((Arg("id", STR),)), "migration": NOTHING},
 )
 
 # --- objects -----------------------------------------------------------------------------------------------------
@@ -276,6 +276,10 @@ BLOCK_DEVICE_INFO: Final = struct(
     Arg("drv", STR),
     Arg("backing_file_depth", INT),
     Arg("active", BOOL),
+    Arg(
+        "children",
+        ListOf(struct("BlockdevChild", Arg("child", STR, doc="`file` or `image`"), Arg("node-name", STR))),
+    ),
     Arg("encrypted", BOOL),
     Arg("detect_zeroes", Enum(("off", "on", "unmap"), "BlockdevDetectZeroesOptions")),
     *(Arg(name, INT) for name in ("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr")),
