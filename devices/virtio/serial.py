@@ -403,8 +403,9 @@ class VirtioPort(Device):
 
     def char_event(self, event: CharEvent) -> None:
         """The other side came or went."""
-        if event != "break" and self.number >= 0 and self._hub.driver_ready:
-            self._hub.tell(self.number, PORT_OPEN, int(event == "opened"))
+        hub = self._hub
+        if event != "break" and hub.driver_ready and hub.ports.get(self.number) is self:
+            hub.tell(self.number, PORT_OPEN, int(event == "opened"))
 
 
 class VirtSerialPort(VirtioPort):
