@@ -37,12 +37,29 @@ def test_strategies_agree_on_a_scene_that_holds(capsys):
 
 
 @pytest.mark.parametrize(
-    "options", [("--jobs", "0"), ("--depth", "4"), ("--strategy", "dfs", "--depth", "0"), ("--runs", "0")]
+    "options",
+    [("--jobs", "0"), ("--depth", "4"), ("--strategy", "dfs", "--depth", "0"), ("--runs", "0"), ("--checkpoint", "d")],
 )
 def test_options_that_make_no_sense_are_refused(capsys, options):
     strategy = () if "--depth" in options else ("--strategy", "random")
     assert main([*SCENE, *strategy, *options]) == 2
     assert "vintx explore: " in capsys.readouterr().err
+
+
+def test_checkpoint_is_of_one_scene_and_gone_on_with(capsys, tmp_path):
+    where = "--checkpoint", str(tmp_path)
+    plain = explored(capsys)
+    assert explored(capsys, *where, "--max-states", "200")["status"] == 3
+    assert explored(capsys, *where)["states"] == plain["states"]
+    assert len(list(tmp_path.iterdir())) == 1
+    assert explored(capsys, *where, "--policy", "assign-busy")["status"] == 0
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_cluster_that_is_not_there_is_refused(capsys):
+    pytest.importorskip("distributed", reason="dask.distributed is not installed (the extra `cluster`)")
+    assert main([*SCENE, "--cluster", "nonsense://nowhere"]) == 2
+    assert "no Dask scheduler at nonsense://nowhere" in capsys.readouterr().err
 
 
 def test_progress_is_one_line_that_is_wiped(monkeypatch):

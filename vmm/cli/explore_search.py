@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from vmm import VERSION
 from vmm.errors import UsageError
-from vmm.explore import scenes
+from vmm.explore import cluster, scenes
+from vmm.explore.checkpoint import Checkpoint
 from vmm.explore.strategies import PCT_DEPTH, RUNS, STRATEGIES, Plan
 
 if TYPE_CHECKING:
     import argparse
 
     from vmm.explore.scenes import Family, Outcome, Setup
-    from vmm.explore.search import Progress
+    from vmm.explore.search import Progress, Result, Scenario
 
 REFRESH_S = 0.1
 
@@ -40,6 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="dfs, random: give an order up after so many steps; "
         f"pct: ordering constraints (default {PCT_DEPTH}); --against-kvm: operations in an order",
     )
+    group.add_argument(
+        "--cluster", metavar="ADDRESS", help="share it on the Dask cluster of this scheduler, tcp://host:8786"
+    )
+    group.add_argument("--checkpoint", metavar="DIR", help="write down what is done, and go on there if interrupted")
 
 
 class Searcher:
@@ -51,15 +59,33 @@ class Searcher:
             raise UsageError("--jobs is at least 1")
         if arguments.depth is not None and arguments.strategy == "bfs":
             raise UsageError("--depth goes with --against-kvm and with --strategy dfs, pct or random")
+        if arguments.strategy != "bfs" and (arguments.cluster or arguments.checkpoint):
+            raise UsageError("--cluster and --checkpoint go with breadth-first")
         self.line = Line(sys.stderr)
         tell = self.line.tell if sys.stderr.isatty() else None
+        self.name: str = arguments.scenario
         self.limit: int = arguments.max_states
+        self.directory: str | None = arguments.checkpoint
         self.plan = Plan(arguments.strategy, jobs, arguments.seed, arguments.runs, arguments.depth, tell)
+        self.client = cluster.connect(arguments.cluster) if arguments.cluster else None
 
     def run(self, family: Family, scene: str, setup: Setup) -> Outcome:
         """Explore one."""
+        checkpoint = None
+        if self.directory is not None:
+            what = "/".join(str(part) for part in (family.name, scene, setup.policy, setup.era, setup.sources))
+            directory = Path(self.directory) / re.sub(r"[^\w.=-]+", "_", what)
+            checkpoint = Checkpoint(directory, f"{VERSION} {what}")
         try:
-            return scenes.run(family, scene, setup, self.limit, self.plan.explore)
+            if self.client is None:
+                return scenes.run(family, scene, setup, self.limit, self.plan._replace(checkpoint=checkpoint).explore)
+            recipe = cluster.Recipe(cluster.of_scene, (self.name, scene, setup))
+            tell = self.plan.tell
+
+            def search(_scenario: Scenario, limit: int) -> Result:
+                return cluster.explore(self.client, recipe, limit, tell, checkpoint)
+
+            return scenes.run(family, scene, setup, self.limit, search)
         finally:
             self.line.wipe()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from array import array
 from itertools import compress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmm.explore.actors import Actor, NotDeterministic, Stage
 from vmm.explore.footprints import Footprints
@@ -28,6 +28,14 @@ if TYPE_CHECKING:
     from vmm.explore.liveness import Live
 
     Check = Callable[[], str | None]
+
+    class Known(Protocol):
+        """Marks that need not be reported."""
+
+        def add(self, mark: int, /) -> None:
+            """It is reported."""
+
+        def __contains__(self, mark: int, /) -> bool: ...
 
 
 WIDE = 1_000
@@ -319,6 +327,41 @@ class Search:
             text = f"{name}: need not come true again: {len(lasso.cycle)} steps that can be repeated for ever"
             return self.found(text, lasso.start, cycle=lasso.cycle)
         return None
+
+
+def expand(scenario: Scenario, steps: Footprints, nodes: list[Node], known: Known) -> tuple[Report, list[Node]]:
+    """Take all steps from a shard's states, in a process that does not number them: what came of it, and the states
+    that were reported.
+    """
+    always, at_rest = scenario.always, scenario.at_rest
+    counts, parents, actors = bytearray(), array("I"), bytearray()
+    marks: list[int] = []
+    reported: list[Node] = []
+    trouble = False
+    try:
+        for place, (heap, standings, mark) in enumerate(nodes):
+            enabled = steps.enabled(heap, standings)
+            wrong = steps.says(always, heap) if always is not None else None
+            if wrong is None and not enabled:
+                wrong = stuck(scenario, standings)
+                if wrong is None and at_rest is not None:
+                    steps.arena.put(heap)
+                    wrong = at_rest()
+            if wrong is not None:
+                trouble = True
+                break
+            counts.append(len(enabled))
+            for n in enabled:
+                _, _, heap_after, standings_after, after = steps.step(heap, standings, mark, n)
+                if after not in known:
+                    known.add(after)
+                    parents.append(place)
+                    actors.append(n)
+                    marks.append(after)
+                    reported.append(Node(heap_after, standings_after, after))
+    except Exception:
+        trouble = True  # whatever it is, the process that numbers the states will meet it too
+    return Report(bytes(counts), parents, bytes(actors), marks, trouble), reported
 
 
 def rebuild(steps: Footprints, first: Node, parents: array[int], actors: bytearray, wanted: int) -> list[Node]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmm.explore.actors import Standing
+    from vmm.explore.checkpoint import Checkpoint
     from vmm.explore.heap import Heap
     from vmm.explore.search import Finding, Scenario
 
@@ -50,6 +51,7 @@ class Plan(NamedTuple):
     runs: int = RUNS
     depth: int | None = None
     tell: Callable[[Progress], None] | None = None
+    checkpoint: Checkpoint | None = None
 
     def explore(self, scenario: Scenario, limit: int) -> Result:
         """Do it. UsageError for what does not go together."""
@@ -60,7 +62,7 @@ class Plan(NamedTuple):
         if self.strategy == "bfs":
             if self.depth is not None:
                 raise UsageError("breadth-first takes no depth: it goes down level by level until the limit")
-            return explore(scenario, limit, jobs=self.jobs, tell=self.tell)
+            return explore(scenario, limit, jobs=self.jobs, tell=self.tell, checkpoint=self.checkpoint)
         with Footprints(set_up(scenario)) as steps:
             orders = _Orders(scenario, steps, limit, self.tell)
             try:

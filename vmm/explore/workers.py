@@ -13,21 +13,19 @@ from __future__ import annotations
 import contextlib
 import gc
 import multiprocessing
-from array import array
 from itertools import compress, pairwise
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
 
 from vmm.errors import EngineError
 from vmm.explore import search as searching
-from vmm.explore.search import Report
 
 if TYPE_CHECKING:
-    from collections.abc import Set
+    from array import array
     from multiprocessing.process import BaseProcess
 
     from vmm.explore.footprints import Footprints
-    from vmm.explore.search import Node, Result, Scenario, Search
+    from vmm.explore.search import Node, Report, Result, Scenario, Search
 
 SHARDS = 6
 """For each worker. A worker with several shards has about its share of the states for longer."""
@@ -38,16 +36,18 @@ UNEVEN = 1.3
 
 
 class Shards:
-    """The shards of a worker: their states, and those that may be their states in the next level."""
+    """The shards of a worker: their states, and those that may be their states in the next level.
 
-    def __init__(self, scenario: Scenario, steps: Footprints, first: Node, seen: Set[int]) -> None:
+    `seen`: marks that need not be reported, a copy of the worker's own that it adds to.
+    """
+
+    def __init__(self, scenario: Scenario, steps: Footprints, first: Node, seen: set[int]) -> None:
         self.scenario = scenario
         self.steps = steps
         self.first = first
         self.nodes: dict[int, list[Node]] = {}
         self._candidates: dict[int, list[Node]] = {}
-        self._seen = seen
-        self._reported: set[int] = set()
+        self._known = seen
 
     def stand(self, shard: int, parents: array[int], actors: bytearray, wanted: int) -> None:
         """Make the states of a shard."""
@@ -59,37 +59,9 @@ class Shards:
 
     def expand(self, shard: int) -> Report:
         """Take all steps from a shard's states."""
-        steps, always, at_rest = self.steps, self.scenario.always, self.scenario.at_rest
-        seen, reported = self._seen, self._reported
-        counts = bytearray()
-        parents, actors, marks = array("I"), bytearray(), []
-        candidates: list[Node] = []
-        trouble = False
-        try:
-            for place, (heap, standings, mark) in enumerate(self.nodes[shard]):
-                enabled = steps.enabled(heap, standings)
-                wrong = steps.says(always, heap) if always is not None else None
-                if wrong is None and not enabled:
-                    wrong = searching.stuck(self.scenario, standings)
-                    if wrong is None and at_rest is not None:
-                        steps.arena.put(heap)
-                        wrong = at_rest()
-                if wrong is not None:
-                    trouble = True
-                    break
-                counts.append(len(enabled))
-                for n in enabled:
-                    _, _, heap_after, standings_after, after = steps.step(heap, standings, mark, n)
-                    if after not in reported and after not in seen:
-                        reported.add(after)
-                        parents.append(place)
-                        actors.append(n)
-                        marks.append(after)
-                        candidates.append(searching.Node(heap_after, standings_after, after))
-        except Exception:
-            trouble = True  # whatever it is, the first process will meet it too
+        report, candidates = searching.expand(self.scenario, self.steps, self.nodes[shard], self._known)
         self._candidates[shard] = candidates
-        return Report(bytes(counts), parents, bytes(actors), marks, trouble)
+        return report
 
 
 class _Worker:

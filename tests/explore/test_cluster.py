@@ -1,0 +1,93 @@
+"""The search on a Dask cluster of this machine: the counts and ways of one process, whoever dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from vmm.errors import UsageError
+from vmm.explore import cluster, scenes
+from vmm.explore.checkpoint import Checkpoint
+from vmm.explore.cluster import Recipe, of_scene
+from vmm.explore.scenes import Setup
+from vmm.explore.search import explore
+
+distributed = pytest.importorskip("distributed", reason="dask.distributed is not installed (the extra `cluster`)")
+
+HOLDS = ("irqfd-life", "two-removers", Setup())
+FAILS = ("thread", "close", Setup("deassign-fails", None, 1))
+
+
+@pytest.fixture(scope="module")
+def client():
+    quiet = {"distributed.admin.system-monitor.interval": "10s", "distributed.worker.daemon": True}
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50, config=quiet
+        ) as local,
+        distributed.Client(local) as client,
+    ):
+        yield client
+
+
+def alone(scene):
+    family = scenes.load(scene[0])
+    return scenes.run(family, *scene[1:]).result
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_counts_do_not_depend_on_the_number_of_workers(client, workers):
+    chosen = sorted(client.scheduler_info()["workers"])[:workers]
+    original = client.submit
+    client.submit = lambda *args, **more: original(*args, **more | {"workers": chosen, "allow_other_workers": False})
+    try:
+        assert cluster.explore(client, Recipe(of_scene, HOLDS), shard=30) == alone(HOLDS)
+    finally:
+        del client.submit
+
+
+def test_way_to_a_violation_is_the_shortest(client):
+    found, expected = cluster.explore(client, Recipe(of_scene, FAILS), shard=30), alone(FAILS)
+    assert expected.finding is not None
+    assert found[:4] == expected[:4]
+    assert found.finding[:3] == expected.finding[:3]
+
+
+def test_worker_that_does_not_have_the_states_makes_them_again(client, monkeypatch):
+    monkeypatch.setattr(cluster.Source, "__getnewargs__", lambda self: (self.start + 1, self.which))
+    submitted = []
+    original = cluster._Levels._submit
+    monkeypatch.setattr(cluster._Levels, "_submit", lambda self, *how: submitted.append(how[2]) or original(self, *how))
+    assert cluster.explore(client, Recipe(of_scene, HOLDS), shard=100) == alone(HOLDS)
+    assert submitted.count(True) > 20
+
+
+def test_interrupted_search_goes_on_elsewhere(client, tmp_path):
+    recipe, plain = Recipe(of_scene, HOLDS), alone(HOLDS)
+    partly = cluster.explore(client, recipe, limit=200, checkpoint=Checkpoint(tmp_path, "x"), shard=30)
+    assert (partly.states, partly.complete) == (200, False)
+    assert explore(recipe.scenario(), checkpoint=Checkpoint(tmp_path, "x")) == plain
+
+
+def test_death_of_a_worker_loses_nothing(client):
+    victims = list(client.run(os.getpid).values())
+    killed = []
+
+    def kill(progress) -> None:
+        if progress.states > 150 and not killed:
+            killed.append(victims[0])
+            os.kill(victims[0], signal.SIGKILL)
+
+    assert cluster.explore(client, Recipe(of_scene, HOLDS), tell=kill, shard=30) == alone(HOLDS)
+    assert killed
+
+
+def test_address_where_nobody_is_is_refused(monkeypatch):
+    def refuse(address: str, timeout: float):
+        raise OSError(f"Timed out trying to connect to {address} after {timeout} s")
+
+    monkeypatch.setattr(distributed, "Client", refuse)
+    with pytest.raises(UsageError, match="no Dask scheduler at tcp://127"):
+        cluster.connect("tcp://127.0.0.1:1")
