@@ -322,7 +322,10 @@ class PciDevice(Device):
         if not 0 <= index <= (4 if mem64 else 5):
             raise ConfigError(f"{what}: there are BARs 0 to 5, and a 64-bit one takes two")
         if size & (size - 1) or size < (4 if io else 16) or (not mem64 and size > 1 << 31):
-            raise ConfigError(f"{what}: a size of {size:#x} bytes is not a power of two that the register can hold")
+            fit = min(max(1 << (size - 1).bit_length(), 4 if io else 16), 1 << 31) if size > 0 else 0x1000
+            raise ConfigError(
+                f"{what}: a size of {size:#x} bytes is not a power of two that the register can hold; make it {fit:#x}"
+            )
         if io and (mem64 or prefetchable):
             raise ConfigError(f"{what}: I/O space is neither 64-bit nor prefetchable")
         registers = {index, index + 1} if mem64 else {index}

@@ -20,6 +20,7 @@ import construct
 from vmm.memory import AddressSpace
 from vmm.shared_memory import SharedRegion
 from vmm.vfio_user import protocol as p
+from vmm.vfio_user.events import VfioUserRegionRead, VfioUserRegionWrite
 from vmm.vfio_user.features import Features
 from vmm.vfio_user.interrupts import Interrupts, IrqSetRequest
 from vmm.vfio_user.migration import Migration
@@ -61,7 +62,11 @@ class Endpoint:
         self.device = device
         self.memory = memory
         msi, msix = (0 if vectors is None else vectors.vectors for vectors in (device.msi, device.msix))
+        self.name = device.id or device.driver or type(device).__name__
+        """What traces call the device."""
+        self.trace = device.board.trace
         self.interrupts = Interrupts(bool(device.interrupt_pin), msi, msix)
+        self.interrupts.trace, self.interrupts.name = self.trace, self.name
         device.message_sink = self.interrupts.send
         self.migration = Migration(device, running) if device.migratable else None
         self.features = Features(memory, self.migration)
@@ -359,7 +364,10 @@ class Endpoint:
         read = self.device.config_read if region == p.REGION_CONFIG else self._bars[region].read
         try:
             if count in (1, 2, 4) and not offset & (count - 1):
-                return payload + read(offset, count).to_bytes(count, "little")
+                value = read(offset, count)
+                if self.trace.on:
+                    self.trace.emit(VfioUserRegionRead(self.name, region, offset, count, value))
+                return payload + value.to_bytes(count, "little")
             pieces = [read(at, size).to_bytes(size, "little") for at, size in _accesses(region, offset, count)]
         except Exception as error:
             raise self._fault() from error
@@ -387,7 +395,10 @@ class Endpoint:
         write = self.device.config_write if region == p.REGION_CONFIG else self._bars[region].write
         try:
             for at, size in _accesses(region, offset, len(data)):
-                write(at, size, int.from_bytes(data[at - offset : at - offset + size], "little"))
+                value = int.from_bytes(data[at - offset : at - offset + size], "little")
+                if self.trace.on:
+                    self.trace.emit(VfioUserRegionWrite(self.name, region, at, size, value))
+                write(at, size, value)
         except Exception as error:
             raise self._fault() from error
 

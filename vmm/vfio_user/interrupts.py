@@ -13,10 +13,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from vmm.vfio_user.events import VfioUserIntxTrigger, VfioUserIntxUnmask
 from vmm.vfio_user.protocol import (
     IRQ_ERR,
     IRQ_INFO_AUTOMASKED,
@@ -38,6 +40,8 @@ from vmm.vfio_user.transport import is_eventfd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from vmm.trace import Trace
 
 _DATA = (IRQ_SET_DATA_NONE, IRQ_SET_DATA_BOOL, IRQ_SET_DATA_EVENTFD)
 _ACTIONS = (IRQ_SET_ACTION_MASK, IRQ_SET_ACTION_UNMASK, IRQ_SET_ACTION_TRIGGER)
@@ -63,6 +67,9 @@ class Interrupts:
     """All interrupts of a function. `has_intx`: it has a pin; `msi`, `msix`: how many vectors it has of each."""
 
     def __init__(self, has_intx: bool, msi: int = 0, msix: int = 0) -> None:
+        self.trace: Trace | None = None
+        self.name = ""
+        """What traces call the device."""
         self.counts = [int(has_intx), msi, msix, 1, 1]
         self.level = False
         self.masked = False
@@ -94,11 +101,15 @@ class Interrupts:
             fd = self._fds.get(_INTX_TRIGGER)
             if fd is not None:
                 self.masked = True
-                _signal(fd)
+                if self.trace is not None and self.trace.on:
+                    self.trace.emit(VfioUserIntxTrigger(self.name))
+                signal(fd)
 
     def unmask(self) -> None:
         """The client has seen the last interrupt to its end."""
         self.masked = False
+        if self.trace is not None and self.trace.on:
+            self.trace.emit(VfioUserIntxUnmask(self.name, self.level))
         self.evaluate()
 
     def mask(self) -> None:
@@ -126,7 +137,7 @@ class Interrupts:
     def _signal(self, index: int, vector: int) -> None:
         fd = self._fds.get((index, IRQ_SET_ACTION_TRIGGER, vector))
         if fd is not None:
-            _signal(fd)
+            signal(fd)
 
     # The client's side.
 
@@ -187,7 +198,6 @@ class Interrupts:
     def _attach(self, index: int, action: int, vector: int, fd: int | None) -> None:
         self._detach((index, action, vector))
         if fd is not None:
-            os.set_blocking(fd, False)  # a full counter must not stop us
             self._fds[index, action, vector] = fd
             if action != IRQ_SET_ACTION_TRIGGER:
                 self.watched[fd] = partial(self._act, index, action, vector)
@@ -215,15 +225,22 @@ class Interrupts:
             self._disable(index)
 
 
-def _signal(fd: int) -> None:
-    with contextlib.suppress(OSError):  # full: it will be seen; anything else: the client's own doing
-        os.eventfd_write(fd, 1)
+def signal(fd: int) -> None:
+    """Signal an eventfd of a peer, without waiting for room: where there is none it is seen anyway.
+
+    It is not made O_NONBLOCK for that. Its owner has the same open file, and may want to sleep in its reads.
+    """
+    poller = select.poll()
+    poller.register(fd, select.POLLOUT)
+    with contextlib.suppress(OSError):  # whatever it is by now, that is the peer's own doing
+        if poller.poll(0):
+            os.eventfd_write(fd, 1)
 
 
 def consume(fd: int) -> bool:
-    """Read an eventfd that the client signals. False if there was nothing."""
+    """Read an eventfd that a peer signals, without waiting. False if there was nothing."""
     try:
-        os.eventfd_read(fd)
+        os.preadv(fd, [bytearray(8)], -1, os.RWF_NOWAIT)
     except OSError:
         return False
     return True

@@ -8,9 +8,9 @@ eventfds go with it and the device keeps its state for the next. The device's co
 
 DMA to memory that the client did not share goes by message, and a client may not be able to serve it while it waits
 for a reply itself (QEMU is not), unless it has a second socket for that (`twin_socket`). So a write is acknowledged
-before the device's own DMA waits for anything. Commands that come while a register access waits for DMA are kept for
-later, in order, unless the client seems to wait for them before it goes on (`GRACE`); and DMA that is not answered is
-given up after a while.
+before the device's own DMA waits for anything. Commands that come while the device waits for DMA are kept for later, in
+order: posted writes always, the others while a register access is being carried out, unless the client seems to wait
+for them before it goes on (`GRACE`). DMA that is not answered is given up after a while.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from __future__ import annotations
 import os
 import select
 import socket
+import sys
 import time
 from collections import deque
 from typing import TYPE_CHECKING, cast
 
+from devices.mistakes import Watcher
 from devices.pci.bus import PciBus, pirq_of
 from devices.vfio_host import HostBoard
 from vmm.clock import HostClock
@@ -30,6 +32,7 @@ from vmm.trace import Trace
 from vmm.vfio_user import protocol as p
 from vmm.vfio_user.dma import DmaMemory
 from vmm.vfio_user.endpoint import Endpoint
+from vmm.vfio_user.events import VfioUserClient
 from vmm.vfio_user.interrupts import consume
 from vmm.vfio_user.protocol import Command
 from vmm.vfio_user.stream import close_all
@@ -166,8 +169,13 @@ class Server:
             return
         if self._connection is None:
             self._connection = Connection(sock)
+            self._trace_client(True)
         else:
             sock.close()
+
+    def _trace_client(self, connected: bool) -> None:
+        if self.trace.on:
+            self.trace.emit(VfioUserClient(self.endpoint.name, connected))
 
     def _make_twin(self) -> int:
         ours, theirs = socket.socketpair()
@@ -220,6 +228,8 @@ class Server:
             while self._held:
                 self._held.popleft().close()
             self.endpoint.disconnect()
+            if connection is not None:
+                self._trace_client(False)
 
     def close(self) -> None:
         """Ask the client to let go, hang up, switch the device off, remove the socket."""
@@ -302,22 +312,35 @@ class _Messenger:
                 raise PeerGone("what came on the second socket is no reply to a command of ours")
             return message is not None
         message = connection.wait(min(deadline, time.monotonic() + GRACE) if server._handling else deadline)
-        if message is not None and message.is_reply and not message.fault:
-            server._dispatch(connection, message)
-        elif message is not None and server._handling:
-            held.append(message)
-            if len(held) > MAX_HELD:
-                raise PeerGone("it sends commands and does not serve DMA")
-        elif message is not None:
-            server._dispatch(connection, message)
-        elif held:
+        if message is None:
+            if not held:
+                return time.monotonic() < deadline
             server._dispatch(connection, held.popleft())
+        elif message.is_reply and not message.fault:
+            server._dispatch(connection, message)
         else:
-            return time.monotonic() < deadline
+            held.append(message)
+            if not server._handling and (message.wants_reply or len(held) > MAX_HELD):
+                # Its sender waits for it, and may be who would serve our DMA; or they are too many to keep.
+                while held and not connection.closed:
+                    server._dispatch(connection, held.popleft())
+            elif len(held) > MAX_HELD:
+                raise PeerGone("it sends commands and does not serve DMA")
         return True
 
 
-def serve(device: PciDevice, path: str) -> None:
-    """Serve a device at a UNIX socket until the process is told to end (SIGINT raises KeyboardInterrupt as ever)."""
+def serve(device: PciDevice, path: str, watch: bool = True) -> None:
+    """Serve a device at a UNIX socket until the process is told to end (SIGINT raises KeyboardInterrupt as ever).
+
+    `watch`: write the classic mistakes of its author to stderr when the device makes them (devices/mistakes.py).
+    """
+    if watch:
+        tell_mistakes(device)
     with Server(device, path) as server:
         server.run()
+
+
+def tell_mistakes(device: PciDevice) -> None:
+    """Have the device watched, and each mistake that it makes written to stderr."""
+    name = device.driver or type(device).__name__
+    Watcher(device, lambda mistake: print(f"{name}: {mistake}", file=sys.stderr, flush=True))
