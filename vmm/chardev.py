@@ -176,14 +176,15 @@ class Chardevs(dict[str, CharBackend]):
         super().__init__()
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def add(self, backend: CharBackend) -> None:
-        """Take one in. InUse if its id is taken; it is closed then."""
+    def add(self, backend: CharBackend, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """Take one in. InUse if its id is taken; it is closed then. `loop`: serve it from there at once."""
         if backend.id in self:
             backend.close()
             raise InUse(f"Chardev with id '{backend.id}' already exists", holder=backend.id)
         self[backend.id] = backend
-        if self._loop is not None:
-            backend.start(self._loop)
+        loop = loop or self._loop
+        if loop is not None:
+            backend.start(loop)
 
     def remove(self, id: str) -> None:
         """Close one and forget it."""

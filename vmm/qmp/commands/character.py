@@ -98,8 +98,10 @@ def _options(backend: Arguments) -> dict[str, str]:
 
 
 @GROUP.command("chardev-add", Arg("id", STR), Arg("backend", CHARDEV_BACKEND), returns=types.CHARDEV_RETURN)
-def chardev_add(call: Call, arguments: Arguments) -> Any:
+async def chardev_add(call: Call, arguments: Arguments) -> Any:
     """Make a character device."""
+    import asyncio
+
     from vmm.chardev_options import make_chardev
 
     name, backend = arguments["id"], arguments["backend"]
@@ -110,7 +112,7 @@ def chardev_add(call: Call, arguments: Arguments) -> Any:
     if options.get("wait") == "on":
         raise QmpError("a monitor cannot wait for a connection: give wait as false")
     made = make_chardev(backend["type"], name, options)
-    chardevs.add(made)
+    chardevs.add(made, asyncio.get_running_loop())
     return {"pty": made.name} if isinstance(made, PtyBackend) else {}
 
 
