@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from vmm.errors import UsageError
-from vmm.explore import cluster, scenes
+from vmm.explore import cluster, scenes, search
 from vmm.explore.checkpoint import Checkpoint
 from vmm.explore.cluster import Recipe, of_scene
 from vmm.explore.scenes import Setup
@@ -30,6 +30,11 @@ def client():
         distributed.Client(local) as client,
     ):
         yield client
+
+
+@pytest.fixture(autouse=True)
+def _shared_early(monkeypatch):
+    monkeypatch.setattr(search, "WIDE", 8)
 
 
 def alone(scene):

@@ -191,7 +191,7 @@ def explore(
         try:
             if checkpoint is not None:
                 checkpoint.resume(search)
-            return _Levels(client, recipe, search, shard).run()
+            return search.run(_Levels(client, recipe, shard).run)
         finally:
             steps.arena.put(search.first.heap)
 
@@ -204,17 +204,14 @@ class _Shard(NamedTuple):
 
 
 class _Levels:
-    def __init__(self, client: Any, recipe: Recipe, search: Search, shard: int) -> None:
+    def __init__(self, client: Any, recipe: Recipe, shard: int) -> None:
         self.client = client
         self.recipe = recipe
-        self.search = search
         self.size = shard
         self.name = uuid.uuid4().hex
 
-    def run(self) -> Result:
-        search = self.search
-        if search.graph is not None:
-            raise UsageError("goals (`Scenario.live`) are looked at by one process: leave the cluster out")
+    def run(self, search: Search) -> Result:
+        self.search = search
         shards = self._cut(range(search.base, search.base + len(search.level)))
         search.level = []
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from array import array
+from functools import partial
 from itertools import compress
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -116,12 +117,14 @@ def explore(
     copied. `tell` is called from time to time. With a `checkpoint` the search goes on where another one was when it was
     interrupted.
     """
+    from vmm.explore import workers
+
     with Footprints(set_up(scenario), audit) as steps:
         search = Search(scenario, steps, limit, tell)
         try:
             if checkpoint is not None:
                 checkpoint.resume(search)
-            return search.run(jobs)
+            return search.run(partial(workers.share, jobs=jobs) if jobs > 1 else None)
         finally:
             steps.arena.put(search.first.heap)
 
@@ -175,13 +178,11 @@ class Search:
 
     # Level by level.
 
-    def run(self, jobs: int = 1) -> Result:
-        """To the end."""
+    def run(self, share: Callable[[Search], Result] | None = None) -> Result:
+        """To the end; with the help of others, by `share`, as soon as there is enough to do."""
         while self.level:
-            if jobs > 1 and len(self.level) >= WIDE and self.graph is None:
-                from vmm.explore import workers
-
-                return workers.share(self, jobs)
+            if share is not None and len(self.level) >= WIDE and self.graph is None:
+                return share(self)
             following = self.stand(self.pending)
             states = range(self.base, self.base + len(self.level))
             result = self.sweep(self.level, self.base, following)

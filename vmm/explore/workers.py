@@ -110,7 +110,7 @@ def _serve(search: Search, line: Connection, theirs: Connection) -> None:
 def share(search: Search, jobs: int) -> Result:
     """Go on with a search in `jobs` processes. In this one where there is no fork(2)."""
     if "fork" not in multiprocessing.get_all_start_methods():
-        return search.run(1)
+        return search.run()
     gc.collect()
     gc.freeze()  # or the first collection in a worker would copy every page
     try:
