@@ -22,7 +22,6 @@ Ref: QEMU docs/interop/vfio-user.rst; docs/vfio-user.md
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -39,6 +38,7 @@ from vmm.kernel.poll import FdHandler
 from vmm.memory import ALL_ONES, IoRegion
 from vmm.trace import Event
 from vmm.vfio_user.client import RemoteDevice
+from vmm.vfio_user.interrupts import signal
 from vmm.vfio_user.protocol import REGION_CONFIG
 from vmm.vfio_user.watch import Watch
 
@@ -320,8 +320,7 @@ class VfioUserPci(VfioPci):
         if bell is None or bell.datamatch not in (None, value) or not self.remote.attached:
             self._bar_write(index, io, offset, size, value)
         else:
-            with contextlib.suppress(OSError):  # full: it rings already
-                os.eventfd_write(bell.fd, 1)
+            signal(bell.fd)
 
     def _look_at_signals(self) -> None:
         for ctx in self._signals[:LOOKED_AT]:

@@ -133,9 +133,7 @@ def parse_doorbells(size: int, payload: bytes, fds: list[int]) -> list[RemoteDoo
             fits = entry.type == p.IO_FD_TYPE_IOEVENTFD and entry.fd_index < len(fds) and inside
             if fits and is_eventfd(fds[entry.fd_index]):
                 match = entry.datamatch if entry.flags & p.IOEVENTFD_DATAMATCH else None
-                own = os.dup(fds[entry.fd_index])
-                os.set_blocking(own, False)
-                found.append(RemoteDoorbell(entry.offset, entry.size, match, own))
+                found.append(RemoteDoorbell(entry.offset, entry.size, match, os.dup(fds[entry.fd_index])))
     except (construct.ConstructError, OSError):
         pass  # what was found so far is good
     finally:
