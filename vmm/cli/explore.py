@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from vmm.cli import explore_kvm, explore_search
+from vmm.cli import explore_kvm, explore_reports, explore_search
 from vmm.errors import ConfigError, UsageError
-from vmm.explore import scenes, story
+from vmm.explore import chart, scenes, story
 from vmm.kernel.policies import DEFAULT_POLICY
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one object per scene and rule")
     explore_search.add_arguments(parser)
     explore_kvm.add_arguments(parser)
+    explore_reports.add_arguments(parser)
     parser.add_argument("--replay", metavar="SCHEDULE", help="run one order again and tell it")
 
 
@@ -61,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.against_kvm:
             return explore_kvm.run(arguments)
         explore_kvm.check(arguments)
+        explore_reports.check(arguments)
         family = scenes.load(arguments.scenario)
         if arguments.replay:
             return _replay(family, arguments)
@@ -89,11 +91,13 @@ def _explore(family: Family, arguments: argparse.Namespace) -> int:
                 objects.append(_object(family, outcome))
             elif outcome.result.finding is not None:
                 _print_finding(console, family, outcome, arguments.steps)
+    written = explore_reports.found(arguments, family, outcomes)
     if arguments.json:
         print(json.dumps(objects, indent=2))
     else:
         console.print(_summary(family, outcomes))
         console.print(_verdict(outcomes))
+        print(*written, sep="\n", end="\n" if written else "")
     if any(outcome.result.finding is not None for outcome in outcomes):
         return VIOLATED
     return HELD if all(outcome.result.complete for outcome in outcomes) else UNFINISHED
@@ -109,15 +113,16 @@ def _print_finding(console: Console, family: Family, outcome: Outcome, every_ste
     finding = outcome.result.finding
     assert finding is not None
     console.rule(f"{family.name}, scene {outcome.scene}, {outcome.setup.policy}", align="left")
-    _print_story(console, story.of(family, outcome), every_step)
+    told = story.of(family, outcome)
+    _print_story(console, told, every_step)
     console.print(f"again: --replay '{story.encode(outcome)}'\n", markup=False, soft_wrap=True)
 
 
 def _print_story(console: Console, told: story.Story, every_step: bool) -> None:
-    console.print(story.table(told, every_step))
-    rule = told.rule or "nothing is violated"
-    known = story.words(rule)
-    console.print(f"{rule.partition(':')[0]} ({known})" if known else rule.partition(":")[0], markup=False)
+    console.print(chart.terminal(told, every_step))
+    for number, sentence in enumerate(chart.sentences(told), 1):
+        console.print(f"{number:3}. {sentence}", markup=False, soft_wrap=True)
+    console.print(chart.verdict(told), markup=False)
     if told.rule:
         console.print(f"  {told.rule}", markup=False, soft_wrap=True)
 
@@ -169,7 +174,7 @@ def _object(family: Family, outcome: Outcome) -> dict[str, Any]:
         told = story.of(family, outcome)
         made["rule"] = result.finding.rule
         made["schedule"] = story.encode(outcome)
-        made["steps"] = [row._asdict() for row in told.rows]
+        made["steps"] = [row.object() for row in told.rows]
     return made
 
 
@@ -177,9 +182,11 @@ def _replay(family: Family, arguments: argparse.Namespace) -> int:
     if arguments.policy or arguments.all_policies or arguments.era or arguments.scene or arguments.sources is not None:
         raise UsageError("a schedule names its scene, policy, era and sources; leave out --scene, --policy and so on")
     setup, told = story.replay(family, arguments.replay)
+    written = explore_reports.replayed(arguments, family, setup, told)
     if arguments.json:
-        steps = [row._asdict() for row in told.rows]
+        steps = [row.object() for row in told.rows]
         print(json.dumps({"policy": setup.policy, "era": setup.era, "rule": told.rule, "steps": steps}, indent=2))
     else:
         _print_story(_console(), told, arguments.steps)
+        print(*written, sep="\n", end="\n" if written else "")
     return VIOLATED if told.rule else HELD

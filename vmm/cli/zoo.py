@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vmm.errors import UsageError
-from vmm.explore import story, zoo
+from vmm.explore import chart, story, zoo
 
 if TYPE_CHECKING:
     import argparse
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         if finding is not None:
             console.rule(f"{one.bug.number}: {one.bug.title}", align="left")
             console.print(one.bug.reference, markup=False)
-            console.print(story.table(story.of(one.bug.family(), one.broken), arguments.steps))
+            console.print(chart.terminal(story.of(one.bug.family(), one.broken), arguments.steps))
             console.print(f"{finding.rule}\n", markup=False, soft_wrap=True)
     console.print(_table(shown))
     return 0 if all(one.found and one.clean for one in shown) else 1

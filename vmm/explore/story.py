@@ -1,7 +1,8 @@
 """A finding, told: the schedule that leads there, step by step, and as a string that runs it again.
 
 A schedule is `SCENE/POLICY/ERA/SOURCES/a4b2a-5f3a`: actor a four steps, b two, a one, and a check sum of where those
-steps led, so that a schedule of another version of the code is noticed. SOURCES is `-` if there was no limit.
+steps led, so that a schedule of another version of the code is noticed. SOURCES is `-` if there was no limit, and `1x2`
+is one of them at scale 2. Of a loop, `a4b2*a2b-5f3a`: what comes after the star can be repeated for ever.
 """
 
 from __future__ import annotations
@@ -9,9 +10,7 @@ from __future__ import annotations
 import re
 from hashlib import blake2b
 from itertools import groupby
-from typing import TYPE_CHECKING, Final, NamedTuple
-
-from rich.table import Table
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from vmm.errors import UsageError
 from vmm.explore.scenes import Setup, blame, set_up
@@ -23,17 +22,26 @@ from vmm.order import Violation
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vmm.explore.board import Board
     from vmm.explore.scenes import Family, Outcome
+    from vmm.explore.search import Scenario
 
 LETTERS: Final = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 WORDS: Final = {
     "S1": "no source-id leak",
+    "S1'": "an id that is in use can be given back",
     "S3": "close equals deassign",
     "S6": "no event after unbind",
     "S7": "EOI fan-out",
     "S10": "single consumer",
     "S17": "mask depth",
+    "S11": "no phantom",
+    "S12": "one level delivery until its EOI",
     "L1": "no lost level interrupt",
+    "L3": "a storm starves nobody",
+    "L4": "tear-down ends",
+    "L5": "the line comes to rest",
+    "L6": "a mask is taken back",
     "deadlock": "somebody waits for ever (S15)",
     "use-after-free": "an object is touched after it was freed (S4)",
     "double-free": "an object is freed twice (S4)",
@@ -55,8 +63,37 @@ def words(rule: str) -> str:
     return (check.__doc__ or "").partition(":")[0].partition(".")[0] if check is not None else ""
 
 
+class Wave(NamedTuple):
+    """The levels of one moment. `line`: some source holds the pin high; `requested` and `in_service`: the vector is in
+    the IRR or ISR of a local APIC; `devices`: of each behind VFIO, whether it asserts and whether it is masked.
+    """
+
+    line: bool
+    irr: bool
+    remote_irr: bool
+    masked: bool
+    requested: bool
+    in_service: bool
+    devices: tuple[tuple[str, bool, bool], ...] = ()
+
+    def signals(self) -> dict[str, bool]:
+        """By name, in the order in which they are drawn."""
+        found = {
+            "pin": self.line,
+            "remote IRR": self.remote_irr,
+            "mask": self.masked,
+            "LAPIC IRR": self.requested,
+            "LAPIC ISR": self.in_service,
+        }
+        for name, level, masked in self.devices:
+            found |= {f"{name} INTx": level, f"{name} masked": masked}
+        return found
+
+
 class Row(NamedTuple):
-    """One step: actor `n`, which of its operations, where it stood then, and the board afterwards."""
+    """One step: actor `n`, which of its operations, where it stood then, and the board afterwards. `quiet`: nothing is
+    queued or running any more.
+    """
 
     n: int
     actor: str
@@ -65,58 +102,101 @@ class Row(NamedTuple):
     step: str
     finished: bool
     board: str
+    wave: Wave
+    quiet: bool = True
+
+    def object(self) -> dict[str, Any]:
+        """For JSON."""
+        return self._asdict() | {"wave": self.wave._asdict()}
 
 
 class Story(NamedTuple):
-    """A schedule that was run, and what was wrong in the end (None: nothing)."""
+    """A schedule that was run, and what was wrong in the end (None: nothing). `loop`: the rows from here on can be
+    repeated for ever. `counts`: of the eventfds that have a descriptor in the end.
+    """
 
     rows: tuple[Row, ...]
     rule: str | None
     before: str
+    wave: Wave
+    loop: int | None = None
+    counts: tuple[tuple[str, int], ...] = ()
 
 
 def encode(outcome: Outcome) -> str:
     """The schedule string of an outcome's finding."""
     finding, setup = outcome.result.finding, outcome.setup
     assert finding is not None
-    runs = [(LETTERS[n], len(list(steps))) for n, steps in groupby(finding.choices)]
-    way = "".join(letter if times == 1 else f"{letter}{times}" for letter, times in runs)
-    sources = "-" if setup.sources is None else setup.sources
+    stem = len(finding.choices) if finding.loop is None else finding.loop
+    way = _way(finding.choices[:stem]) + ("" if finding.loop is None else "*" + _way(finding.choices[stem:]))
+    sources = "-" if setup.sources is None else str(setup.sources)
+    sources += "" if setup.scale == 1 else f"x{setup.scale}"
     return f"{outcome.scene}/{setup.policy}/{outcome.era}/{sources}/{way}-{_sum(finding.trail)}"
+
+
+def _way(choices: Sequence[int]) -> str:
+    runs = [(LETTERS[n], len(list(steps))) for n, steps in groupby(choices)]
+    return "".join(letter if times == 1 else f"{letter}{times}" for letter, times in runs)
 
 
 def _sum(trail: Sequence[tuple[str, str]]) -> str:
     return blake2b("\n".join(f"{actor} {step}" for actor, step in trail).encode(), digest_size=2).hexdigest()
 
 
-def decode(text: str) -> tuple[str, Setup, tuple[int, ...], str]:
-    """Scene, set-up, numbers of actors, check sum. UsageError."""
-    parts = re.fullmatch(r"([^/]+)/([^/]+)/([^/]+)/(-|\d+)/((?:[a-zA-Z]\d*)*)-([0-9a-f]{4})", text)
+class Schedule(NamedTuple):
+    """A schedule string, read. `loop` as in `Story`; `check`: the check sum."""
+
+    scene: str
+    setup: Setup
+    choices: tuple[int, ...]
+    loop: int | None
+    check: str
+
+
+def decode(text: str) -> Schedule:
+    """Read a schedule string. UsageError."""
+    way = r"(?:[a-zA-Z]\d*)*"
+    parts = re.fullmatch(rf"([^/]+)/([^/]+)/([^/]+)/(-|\d+)(?:x(\d+))?/({way})(?:\*({way}))?-([0-9a-f]{{4}})", text)
     if parts is None:
         raise UsageError(f"{text!r} is no schedule: they look like SCENE/POLICY/ERA/SOURCES/a4b2a-5f3a")
-    scene, policy, era, sources, way, check = parts.groups()
-    choices: list[int] = []
+    scene, policy, era, sources, scale, stem, cycle, check = parts.groups()
+    before = _choices(stem)
+    setup = Setup(policy, era, None if sources == "-" else int(sources), scale=int(scale or 1))
+    return Schedule(scene, setup, before + _choices(cycle or ""), None if cycle is None else len(before), check)
+
+
+def _choices(way: str) -> tuple[int, ...]:
+    found: list[int] = []
     for letter, times in re.findall(r"([a-zA-Z])(\d*)", way):
-        choices += [LETTERS.index(letter)] * int(times or 1)
-    return scene, Setup(policy, era, None if sources == "-" else int(sources)), tuple(choices), check
+        found += [LETTERS.index(letter)] * int(times or 1)
+    return tuple(found)
 
 
 def replay(family: Family, text: str) -> tuple[Setup, Story]:
     """Run a schedule string. UsageError if it is not one of this scenario as it is now."""
-    scene, setup, choices, check = decode(text)
-    story = tell(family, scene, setup, choices)
-    if _sum([(row.actor, row.step) for row in story.rows]) != check:
+    schedule = decode(text)
+    story = tell(family, schedule.scene, schedule.setup, schedule.choices, schedule.loop)
+    if _sum([(row.actor, row.step) for row in story.rows]) != schedule.check:
         raise UsageError(f"{text}: its steps lead elsewhere now; the scenario or the code is not what it was")
-    return setup, story
+    return schedule.setup, story
 
 
-def tell(family: Family, scene: str, setup: Setup, choices: Sequence[int]) -> Story:
-    """Run the steps of a scene in the order given. UsageError if that cannot be."""
+def wave(board: Board) -> Wave:
+    """The levels of a board, now."""
+    pin = board.pin
+    devices = tuple((hardware.name, hardware.level, hardware.depth > 0) for hardware in board.devices)
+    return Wave(bool(pin.held), pin.irr, pin.remote_irr, pin.masked, pin.requested, pin.in_service, devices)
+
+
+def tell(family: Family, scene: str, setup: Setup, choices: Sequence[int], loop: int | None = None) -> Story:
+    """Run the steps of a scene in the order given. UsageError if that cannot be. `loop`: from which step on they are a
+    loop, in which something never comes true.
+    """
     board, scenario = set_up(family, scene, setup)
     stage = make_stage(scenario)
     heap = stage.arena.take()
     standings = stage.beginning()
-    before = board.describe()
+    before, first = board.describe(), wave(board)
     rows: list[Row] = []
     running: dict[int, str] = {}
     rule: str | None = None
@@ -134,7 +214,7 @@ def tell(family: Family, scene: str, setup: Setup, choices: Sequence[int]) -> St
             rule = str(violation)
             result = board.result_of(actor.name)
             operation = result if result.startswith(f"{running[n]} = ") else running[n]
-            rows.append(Row(n, actor.name, _count(rows, n), operation, "violates", True, board.describe()))
+            rows.append(Row(n, actor.name, _count(rows, n), operation, "violates", True, board.describe(), wave(board)))
             break
         stage.arena.put(heap)  # the step's last state: its greenlet has unwound since
         if actor.repeats and running[n] == "work":
@@ -142,13 +222,25 @@ def tell(family: Family, scene: str, setup: Setup, choices: Sequence[int]) -> St
         standings = (*standings[:n], standing, *standings[n + 1 :])
         done = standing.suspended is None
         results = board.result_of(actor.name) if done and not actor.repeats else ""
-        rows.append(Row(n, actor.name, _count(rows, n), results or running[n], step, done, board.describe()))
+        state = board.describe(), wave(board), board.is_quiet()
+        rows.append(Row(n, actor.name, _count(rows, n), results or running[n], step, done, *state))
     if rule is None:
         enabled = stage.enabled(heap, standings)
         rule = scenario.always() if scenario.always is not None else None
         if rule is None and not enabled:
             rule = stuck(scenario, standings) or (scenario.at_rest() if scenario.at_rest is not None else None)
-    return Story(tuple(rows), rule, before)
+            rule = rule or _never(scenario, "is not so where nobody can act any more")
+        elif rule is None and loop is not None:
+            steps = len(choices) - loop
+            rule = _never(scenario, f"need not come true again: {steps} steps that can be repeated for ever")
+    closed = board.ledger().closed
+    counts = tuple((name, ctx.count) for name, ctx in board.eventfds().items() if ctx not in closed)
+    return Story(tuple(rows), rule, before, first, loop, counts)
+
+
+def _never(scenario: Scenario, text: str) -> str | None:
+    """The first goal that is not reached now."""
+    return next((f"{name}: {text}" for name, goal in scenario.live if not goal()), None)
 
 
 def _count(rows: list[Row], n: int) -> int:
@@ -160,30 +252,21 @@ def of(family: Family, outcome: Outcome) -> Story:
     """The story of an outcome's finding."""
     finding = outcome.result.finding
     assert isinstance(finding, Finding)
-    return tell(family, outcome.scene, outcome.setup, finding.choices)
+    return tell(family, outcome.scene, outcome.setup, finding.choices, finding.loop)
 
 
-def table(story: Story, every_step: bool = False) -> Table:
-    """A column for each actor that acts. Steps of one operation in a row are one line, unless `every_step`."""
-    actors = list(dict.fromkeys(row.actor for row in story.rows))
-    made = Table("step", *actors, "board", pad_edge=False)
-    made.add_row("", *[""] * len(actors), story.before)
-    shown = story.before
-    begun: set[tuple[int, int]] = set()
-    lines = [[row] for row in story.rows]
-    if not every_step:
-        lines = [list(found) for _, found in groupby(story.rows, lambda row: (row.n, row.number))]
-    k = 0
-    for rows in lines:
-        last = rows[-1]
-        text = ("... " if (last.n, last.number) in begun else "") + last.operation
-        begun.add((last.n, last.number))
-        if last.step == "violates":
-            text += ": violates"
-        elif not last.finished:
-            text += f" ... {last.step}"
-        k += len(rows)
-        cells = [text if actor == last.actor else "" for actor in actors]
-        made.add_row(str(k), *cells, "" if last.board == shown else last.board)
-        shown = last.board
-    return made
+def lines(story: Story, every_step: bool = False) -> list[list[Row]]:
+    """The rows that are told as one: steps of one operation in a row, or each by itself."""
+    if every_step:
+        return [[row] for row in story.rows]
+    return [list(found) for _, found in groupby(story.rows, lambda row: (row.n, row.number))]
+
+
+def said(rows: Sequence[Row], begun: set[tuple[int, int]]) -> str:
+    """A line of the table: `I- e1 ... workqueue.flush`. `begun`: what was begun in lines before it; kept up to date."""
+    last = rows[-1]
+    text = ("... " if (last.n, last.number) in begun else "") + last.operation
+    begun.add((last.n, last.number))
+    if last.step == "violates":
+        return text + ": violates"
+    return text if last.finished else f"{text} ... {last.step}"

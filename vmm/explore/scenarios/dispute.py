@@ -198,7 +198,7 @@ def explore_unmask(board: Board) -> None:
     """The guest masks and unmasks its pin while user space raises the line as well."""
     board.bind("e1", "e2")
     board.thread("device").signal("e1")
-    board.thread("user").run("line 1", lambda: board.vm.irq_line(5, 1))
+    board.thread("user").line(1)
     guest = board.thread("guest")
     guest.run("mask", board.pin.mask)
-    guest.run("unmask", board.pin.unmask)
+    guest.run("unmask", board.pin.unmask)  # not `guest.unmask()`, which takes an irqfd's source for no line (S11)
