@@ -16,7 +16,7 @@ import errno
 import itertools
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from vmm.block import FileImage
 from vmm.errors import ConfigError, InUse
@@ -48,6 +48,13 @@ class Image(Protocol):
     def write_zeroes(self, offset: int, length: int) -> None: ...
     def flush(self) -> None: ...
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Resizable(Protocol):
+    """An image that can become longer or shorter."""
+
+    def resize(self, size: int) -> None: ...
 
 
 class NullImage:
@@ -89,6 +96,7 @@ class PartOfImage:
             raise ConfigError(f"The {wanted} has to be smaller or equal to the actual size of the containing file")
         self._below = below
         self._offset = offset
+        self._whole = size is None
         self.path = below.path
         self.size = rest if size is None else size
         self.readonly = below.readonly
@@ -111,6 +119,13 @@ class PartOfImage:
 
     def flush(self) -> None:
         self._below.flush()
+
+    def resize(self, size: int) -> None:
+        """Another size, of the image below, too. ConfigError if that is not its end or has no other size."""
+        if not (self._whole and isinstance(self._below, Resizable)):
+            raise ConfigError(f"{self.path} cannot be resized")
+        self._below.resize(self._offset + size)
+        self.size = size
 
     def close(self) -> None:
         """The node below is closed by itself."""
@@ -299,7 +314,7 @@ class BlockGraph:
         node = self.drives.get(name) or self.nodes.get(name)
         if node is None:
             raise ConfigError(f"Cannot find device='{name}' nor node-name='{name}'")
-        if not isinstance(node.image, FileImage | NullImage) or node.image.readonly or size <= 0:
+        if not isinstance(node.image, Resizable) or node.image.readonly or size <= 0:
             raise ConfigError(f"Image of '{name}' cannot be resized to {size} bytes")
         try:
             node.image.resize(size)

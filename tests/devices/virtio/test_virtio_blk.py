@@ -203,11 +203,12 @@ class TestConfiguration:
 
     def test_resize_is_told_to_the_driver(self, path):
         board = BlkBoard(path)
-        board.blocks.drives["d0"].device.resized(32 * 512)
+        board.blocks.resize("d0", 32 * 512)
         assert board.irq
         assert board.isr & r.ISR_CONFIG
         assert board.own(0, 8) == 32
         assert board.request(blk.T_IN, 32, length=512)[0] == blk.S_IOERR
+        assert path.stat().st_size == 32 * 512
 
     def test_header_and_segment_are_as_declared(self):
         assert blk.RequestHeader.build({"type": 1, "priority": 2, "sector": 3}) == blk.HEADER.pack(1, 2, 3)

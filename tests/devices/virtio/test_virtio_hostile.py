@@ -165,7 +165,7 @@ def test_guest_can_do_anything(kind, rigs):
     rig = rigs[kind]
     broken = []
 
-    @settings(max_examples=120, deadline=None)
+    @settings(max_examples=60, deadline=None)
     @given(st.lists(OPERATION, min_size=1, max_size=25))
     def run(operations):
         rig.restore()
@@ -184,7 +184,7 @@ def test_guest_can_do_anything(kind, rigs):
     st.lists(st.integers(0, 9), min_size=1, max_size=8),
     st.binary(min_size=64, max_size=64),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_chain_that_is_taken_lies_in_memory_and_is_finite(descriptors, heads, indirect):
     """Whatever the tables hold, `pop` gives only buffers that are RAM, or says that the queue is broken."""
     board = _plain_board()
