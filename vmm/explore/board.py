@@ -12,13 +12,14 @@ docs/explore.md is the guide.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from devices.ioapic import LEVEL
 from devices.ioapic_kvm import KvmIoApic
 from devices.ioapic_qemu import QemuIoApic
 from devices.vfio_irqs import VfioIntx
 from vmm.errors import UsageError
+from vmm.explore import rules
 from vmm.explore.actors import Actor, Operation
 from vmm.explore.calls import Acting
 from vmm.explore.chip import Chips
@@ -108,6 +109,7 @@ class Board:
         self._states: list[State] = []
         self._guests: list[Actor] = []
         self._workers: tuple[Actor, ...] | None = None
+        self.nests_locks = False
         self._live: list[tuple[str, Callable[[], bool]]] = []
         self.compare: Check | None = None
         """S3, for who explores two scenes: asked before the other invariants."""
@@ -204,10 +206,14 @@ class Board:
         """Other workers than one for each queue."""
         self._workers = workers
 
-    def at_peace(self) -> bool:
-        """No work, no interrupt, no EOI is under way: a goal (L5)."""
-        pin, executor = self.pin, self.executor
-        return not (executor.pending or executor.running or pin.requested or pin.in_service or pin.remote_irr)
+    def eventually(self, *numbers: str) -> None:
+        """Goals of `vmm.explore.rules`: each comes true again and again."""
+        for number in numbers:
+            self.live(number, partial(rules.GOALS[number], self))
+
+    def nest_locks(self) -> None:
+        """Ask S15 of the scene as well: locks are taken in one order."""
+        self.nests_locks = True
 
     def another_cpu(self) -> int:
         """One more CPU: its number."""
@@ -343,27 +349,13 @@ class Board:
                 continue  # the next EOI lowers it
             if wrong:
                 yield f"{number}: {wrong}"
-        stuck = self._undelivered()
-        if stuck is not None:
-            yield stuck
-        bound = [item.ctx for item in vm.irqfds.items]
-        for hardware in self.devices:
-            ctx = hardware.intx.ctx
-            if ctx is None or ctx.trigger not in bound:
-                continue
-            waits = hardware.level and ctx.masked and not hardware.intx.virq_disabled
-            if waits and not any(pin.on_its_way() for pin in self.chips.pins):
-                yield f"L1: {hardware.name} wants service, and no interrupt is on its way"
+        for number, check in (("S17", rules.s17), ("L1", rules.l1)):
+            wrong = check(self)
+            if wrong:
+                yield f"{number}: {wrong}"
         own = self._at_rest() if self._at_rest is not None else None
         if own is not None:
             yield own
-
-    def _undelivered(self) -> str | None:
-        """A level pin with its line latched, unmasked, waiting for no EOI and no timer: it must have been delivered."""
-        pin, ioapic = self.pin, self.chips.ioapic
-        later = ioapic.eoi_inject.armed or ioapic.eoi_inject.pending or ioapic not in self.chips.bus.ioapics
-        ready = pin.irr and pin.entry & LEVEL and not pin.masked and not pin.remote_irr
-        return "L1: the pin is high and enabled, and nothing was delivered" if ready and not later else None
 
     def _zombies(self, ledger: Ledger) -> list:  # type: ignore[type-arg]
         assert isinstance(self.vm.irqfds, EoiIrqfds)

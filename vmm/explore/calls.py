@@ -6,6 +6,7 @@ import errno
 import sys
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from vmm.explore import rules
 from vmm.explore.actors import Actor, Operation
 from vmm.explore.parts import GSI, Thread
 from vmm.kernel import invariants
@@ -265,11 +266,13 @@ class Unmask(State):
     def write(self) -> None:
         """Unmask the pin."""
         board = self.board
-        stale = board.is_quiet(1) and not board.line_is_high() and not board.pin.requested
-        finished = board.finished()
+        quiet = board.is_quiet(1) and not board.pin.requested
+        high, finished = board.line_is_high(), board.finished()
         board.pin.unmask()
-        if stale and board.pin.requested and finished == board.finished() and board.is_quiet(1):
-            board.report(Violation("S11", board, "an unmask delivers an interrupt, and no line is high"))
+        if quiet and finished == board.finished() and board.is_quiet(1):
+            wrong = rules.s11(board.pin.requested, high)
+            if wrong:
+                board.report(Violation("S11", board, wrong))
 
 
 def _on(cpu: int) -> str:

@@ -157,6 +157,11 @@ class ApicPin(State):
         return bool(self.entry & REMOTE_IRR)
 
     @property
+    def level(self) -> bool:
+        """It is level-triggered."""
+        return bool(self.entry & LEVEL)
+
+    @property
     def masked(self) -> bool:
         """The guest masked the entry."""
         return bool(self.entry & MASKED)

@@ -65,7 +65,7 @@ def each_others(board: Board) -> None:
     user.signal("e1")
     board.throttle(2)
     board.guest()
-    board.live("L5", board.at_peace)
+    board.eventually("L5")
 
 
 class MatchesResamplefd(Irqfds):
@@ -118,6 +118,14 @@ class RegistersEarly(RegistersLate):
     def let_go(self, file: File | None) -> None:
         self.register_consumer()
         Irqfds.let_go(self, file)
+
+
+def taken_in_circles(board: Board) -> None:
+    """An eventfd is assigned, another one closed: which lock is taken under which?"""
+    board.bind("e1", "e2")
+    board.thread("user").assign("e3", eoi="e4")
+    board.thread("other").close("e1")
+    board.nest_locks()
 
 
 def assigned_and_closed(board: Board) -> None:
@@ -228,6 +236,16 @@ BUGS = (
         bound_and_removed,
         Setup("resample", None, None, Parts(irqfds=MatchesResamplefd)),
         NOW,
+    ),
+    Bug(
+        "Z14",
+        "the eventfd's lock and irqfds.lock, each under the other",
+        "684a0b719ddb, fixed in 3.15",
+        ("S15",),
+        taken_in_circles,
+        Setup("resample", "3.8"),
+        Setup("resample", "5.11"),
+        "it is polled outside irqfds.lock (684a0b719ddb)",
     ),
     Bug(
         "Z16",

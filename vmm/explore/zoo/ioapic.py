@@ -273,11 +273,11 @@ class TellsNobody(KvmIoApic):
 
 def advertised(board: Board) -> None:
     """The capability is there and the assign was accepted: a device interrupts, is served, and is to be unmasked."""
-    hardware = board.vfio("a")
+    board.vfio("a")
     board.throttle(2)
     board.thread("device a").assert_intx("a")
     board.guest()
-    board.live("L6", lambda: not hardware.depth)
+    board.eventually("L6")
 
 
 class NeverPauses(KvmIoApic):
@@ -298,7 +298,7 @@ def storm(board: Board) -> None:
     board.vm.irq_line(GSI, 1)
     board.guest(serve=False)
     board.thread("guest's thread").line(0, when=lambda: not pin.requested and not pin.in_service)
-    board.live("L3", lambda: not pin.held)
+    board.eventually("L3")
 
 
 class CancelsLate(Chips):

@@ -53,14 +53,6 @@ def enabled_disabled(board: Board) -> None:
     board.thread("user").run("enable", lambda: intx.enable(trigger))
     board.thread("guest").run("clear INTx disable", lambda: intx.set_virq_disabled(False), lambda: intx.ctx is not None)
 
-    def deep() -> str | None:
-        masked = intx.ctx is not None and intx.ctx.masked
-        if hardware.depth == int(masked):
-            return None
-        return f"S17: disabled {hardware.depth} times, and one unmask takes back one"
-
-    board.at_rest(deep)
-
 
 class MasksWithoutGate(VfioIntx):
     """The guest's COMMAND write does not take igate."""
