@@ -326,4 +326,105 @@ CASES: Final = (
         (Verdict((MERGED,), (), "E", "The neighbour's interrupt survives."),),
         sources=None,
     ),
+    *(
+        Case("mask-eoi", scene, "-", ref, (Verdict((MERGED,), (), grade, says),), sources=None)
+        for scene, ref, grade, says in (
+            (
+                "one-shot",
+                "fef8f2b90edb (6.3)",
+                "E",
+                "The unmask asks the device, which asserts again if it still wants.",
+            ),
+            (
+                "masked-by-another",
+                "ioapic_write_indirect",
+                "E",
+                "A masked pin keeps its line; the unmask delivers or asks.",
+            ),
+            (
+                "two-sources",
+                "7a84428af7ca",
+                "E",
+                "The EOI lowers the resampler's source only; the other delivers again.",
+            ),
+            ("moved", "kvm_ioapic_update_eoi_one", "E", "The EOI is matched by vector, whichever CPU writes it."),
+            (
+                "other-vector",
+                "82093AA, 3.2.4",
+                "E",
+                "A change to edge clears Remote IRR, as guests that have to do it know.",
+            ),
+            (
+                "directed-eoi",
+                "Intel SDM vol. 3, 11.8.5",
+                "E",
+                "Without a broadcast Remote IRR is the guest's to clear.",
+            ),
+            (
+                "storm",
+                "ioapic_lazy_update_eoi, eoi_inject",
+                "E",
+                "Postponed, not lost; and a mask or a low line is heard.",
+            ),
+        )
+    ),
+    *(
+        Case("unplug", scene, "-", ref, (Verdict((MERGED,), (), grade, says),), sources=None)
+        for scene, ref, grade, says in (
+            ("golden", "vfio_intx_disable, hw/vfio/pci.c", "E", "The order that QEMU has."),
+            (
+                "any-order",
+                "the same steps",
+                "R",
+                "What user space does in the wrong order is its loss, never the kernel's.",
+            ),
+            ("any-order-eoi", "the same steps", "R", "And the guest may end its interrupt between any two."),
+            ("reset", "vfio_pci_reset", "E", "What the device asserts afterwards comes through."),
+            ("neighbour", "irqfd_resampler_shutdown", "E", "Only the last member lowers the line."),
+        )
+    ),
+    *(
+        Case("reroute", scene, "-", ref, (Verdict((MERGED,), (), grade, says),), sources=None)
+        for scene, ref, grade, says in (
+            ("same", "kvm_set_irq_routing", "E", "The same table again is no event."),
+            (
+                "between-messages",
+                "irqfd_update, irqfds.lock",
+                "E",
+                "Each signal arrives by the old route or the new one.",
+            ),
+            ("to-message", "irqfd_update, irqfds.lock", "E", "After the deassign nothing comes."),
+            ("moved", "vfio_intx_update, hw/vfio/pci.c", "E", "The device is asked again on the new pin."),
+        )
+    ),
+    Case("vm-close", "release", "j", "kvm_irqfd_release", _rest(says="All are torn down, and the work is waited for.")),
+    Case(
+        "vm-close",
+        "any-order",
+        "j",
+        "kvm_irqfd_release, irqfd_wakeup: POLLHUP",
+        _rest(
+            Verdict((V5, FAILS, BUSY, REBINDS), ("S1",), "S", "A zombie between the irqfd's close and the VM's."),
+            says="Nothing is left, and each is shut down once.",
+        ),
+    ),
+    Case(
+        "vm-close", "assign", "j", "kvm_irqfd_release", _rest(says="What is assigned to a VM that closes goes with it.")
+    ),
+    Case(
+        "vm-close",
+        "destroy",
+        "-",
+        "kvm_arch_destroy_vm: the irqchip's delayed works end before the CPUs are freed",
+        (Verdict((MERGED,), (), "K", "The postponed delivery is cancelled first."),),
+        sources=None,
+    ),
+    Case(
+        "vm-close",
+        "device",
+        "j",
+        "kvm_irqfd_release, vfio_intx_disable",
+        (Verdict((MERGED,), (), "E", "VFIO's side is taken down after KVM's, and nothing is left of either."),),
+        sources=None,
+    ),
 )
