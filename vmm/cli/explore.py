@@ -3,6 +3,7 @@
 vintx explore thread --all-policies --sources 1
 vintx explore irqfd-life --scene close
 vintx explore mine.py --policy eoifd-v5
+vintx explore shared-gsi --bug Z12
 vintx explore mine.py --replay 'close/eoifd-v5/v5/1/a4b2a-5f3a'
 """
 
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rule.add_argument("--policy", metavar="P", help=f"irqfd-policy, with its options (default: {DEFAULT_POLICY})")
     rule.add_argument("--all-policies", action="store_true", help="each of them in turn")
     parser.add_argument("--era", metavar="E", help="irqfd-era (default: the one that the policy implies)")
+    parser.add_argument("--bug", metavar="ZNN", help="with this bug of the zoo, and its policy, era and source ids")
     parser.add_argument("--sources", type=int, metavar="N", help="how many irq source ids there are to give out")
     parser.add_argument("--max-states", type=int, default=scenes.LIMIT, metavar="N", help="give up there (exit 3)")
     parser.add_argument("--steps", action="store_true", help="tell every step of a story, not only the switches")
@@ -64,6 +66,10 @@ def run(arguments: argparse.Namespace) -> int:
         explore_kvm.check(arguments)
         explore_reports.check(arguments)
         family = scenes.load(arguments.scenario)
+        if arguments.bug:
+            from vmm.explore import zoo
+
+            family = zoo.infected(family, arguments.bug)
         if arguments.replay:
             return _replay(family, arguments)
         return _explore(family, arguments)
@@ -75,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _explore(family: Family, arguments: argparse.Namespace) -> int:
     if arguments.max_states < 1:
         raise UsageError("--max-states is at least 1")
-    policies = list(family.policies) if arguments.all_policies else [arguments.policy or DEFAULT_POLICY]
+    policies = list(family.policies) if arguments.all_policies else [arguments.policy or family.wears.policy]
     chosen = arguments.scene or list(family.scenes)
     searcher = explore_search.Searcher(arguments)
     console = _console()
@@ -83,14 +89,15 @@ def _explore(family: Family, arguments: argparse.Namespace) -> int:
     outcomes: list[Outcome] = []
     for policy in policies:
         for scene in chosen:
-            era = arguments.era
-            setup = scenes.Setup(policy, era, arguments.sources)
+            worn = family.wears if policy == family.wears.policy else scenes.Setup(policy)
+            sources = worn.sources if arguments.sources is None else arguments.sources
+            setup = scenes.Setup(policy, arguments.era or worn.era, sources)
             outcome = searcher.run(family, scene, setup)
             outcomes.append(outcome)
             if arguments.json:
                 objects.append(_object(family, outcome))
             elif outcome.result.finding is not None:
-                _print_finding(console, family, outcome, arguments.steps)
+                _print_finding(console, family, outcome, arguments)
     written = explore_reports.found(arguments, family, outcomes)
     if arguments.json:
         print(json.dumps(objects, indent=2))
@@ -109,13 +116,14 @@ def _console() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=150)
 
 
-def _print_finding(console: Console, family: Family, outcome: Outcome, every_step: bool) -> None:
+def _print_finding(console: Console, family: Family, outcome: Outcome, arguments: argparse.Namespace) -> None:
     finding = outcome.result.finding
     assert finding is not None
     console.rule(f"{family.name}, scene {outcome.scene}, {outcome.setup.policy}", align="left")
     told = story.of(family, outcome)
-    _print_story(console, told, every_step)
-    console.print(f"again: --replay '{story.encode(outcome)}'\n", markup=False, soft_wrap=True)
+    _print_story(console, told, arguments.steps)
+    bug = f" --bug {arguments.bug}" if arguments.bug else ""
+    console.print(f"again: --replay '{story.encode(outcome)}'{bug}\n", markup=False, soft_wrap=True)
 
 
 def _print_story(console: Console, told: story.Story, every_step: bool) -> None:

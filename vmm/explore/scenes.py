@@ -8,6 +8,7 @@ rules that its scenes are for.
 from __future__ import annotations
 
 import importlib.util
+import re
 import time
 import traceback
 from pathlib import Path
@@ -42,16 +43,6 @@ class ScenarioFault(UsageError):
         self.line = line
 
 
-class Family(NamedTuple):
-    """A scenario file. `policies`: those that its scenes can be set up under."""
-
-    name: str
-    path: str
-    scenes: dict[str, Callable[[Board], None]]
-    same_end: tuple[tuple[str, str], ...] = ()
-    policies: tuple[str, ...] = tuple(POLICIES)
-
-
 class Setup(NamedTuple):
     """Under what a scene is explored: what `Board` takes."""
 
@@ -65,6 +56,19 @@ class Setup(NamedTuple):
     def board(self) -> Board:
         """A board of this kind. ConfigError, UsageError."""
         return Board(self.policy, self.era, self.sources, self.parts, self.irqchip, self.scale)
+
+
+class Family(NamedTuple):
+    """A scenario file. `policies`: those that its scenes can be set up under. `wears`: what they are set up with unless
+    something else is asked for: the classes of a historical bug, and the rule and era that it is about.
+    """
+
+    name: str
+    path: str
+    scenes: dict[str, Callable[[Board], None]]
+    same_end: tuple[tuple[str, str], ...] = ()
+    policies: tuple[str, ...] = tuple(POLICIES)
+    wears: Setup = Setup()
 
 
 class Outcome(NamedTuple):
@@ -83,8 +87,15 @@ def shipped() -> list[str]:
 
 
 def load(name: str) -> Family:
-    """A shipped family by its name, or a file by its path. UsageError, ScenarioFault."""
+    """A shipped family by its name, the scene of a bug of the zoo by its number, or a file by its path.
+
+    UsageError, ScenarioFault.
+    """
     path = SHIPPED / f"{name.replace('-', '_')}.py" if name in shipped() else Path(name)
+    if not path.is_file() and re.fullmatch(r"[Zz]\d\d", name):
+        from vmm.explore import zoo
+
+        return zoo.bug(name).family()
     if not path.is_file():
         raise UsageError(f"there is no scenario {name!r}: give a file, or one of {', '.join(shipped())}")
     spec = importlib.util.spec_from_file_location(f"vintx_scenario_{path.stem}", path)
@@ -153,6 +164,7 @@ def set_up(family: Family, scene: str, setup: Setup) -> tuple[Board, Scenario]:
         raise UsageError(f"{family.name} has no scene {scene!r}; it has {', '.join(family.scenes)}")
     if setup.policy.partition(":")[0] not in family.policies and setup.policy in POLICIES:
         raise UsageError(f"{family.name} is for {', '.join(family.policies)}, not {setup.policy}")
+    setup = _dressed(family, setup)
     board = setup.board()
     with _Blame(family.path):
         family.scenes[scene](board)
@@ -161,6 +173,13 @@ def set_up(family: Family, scene: str, setup: Setup) -> tuple[Board, Scenario]:
         if pair[1] == scene:
             _compare(family, pair[0], setup, board)
     return board, scenario
+
+
+def _dressed(family: Family, setup: Setup) -> Setup:
+    """With the classes that the family wears, where none are asked for."""
+    if setup.parts is REAL:
+        setup = setup._replace(parts=family.wears.parts)
+    return setup._replace(irqchip=family.wears.irqchip) if setup.irqchip == "full" else setup
 
 
 def _compare(family: Family, other: str, setup: Setup, board: Board) -> None:

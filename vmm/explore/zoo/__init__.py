@@ -43,7 +43,7 @@ class Bug(NamedTuple):
 
     def family(self) -> Family:
         """The bug's scene as a scenario of its own, whose code is never blamed: the bug is in it."""
-        return Family(self.number, f"zoo {self.number}", {self.number: self.scene})
+        return Family(self.number, f"zoo {self.number}", {self.number: self.scene}, wears=self.real)
 
 
 class Shown(NamedTuple):
@@ -74,9 +74,17 @@ def bugs() -> dict[str, Bug]:
     return {bug.number: bug for bug in sorted(every, key=lambda bug: bug.number)}
 
 
+def infected(family: Family, number: str) -> Family:
+    """A family whose scenes have a bug: its classes, and, unless others are asked for, its rule, era and source ids.
+
+    UsageError for a bug that there is not.
+    """
+    return family._replace(wears=bug(number).broken)
+
+
 def bug(number: str) -> Bug:
     """The bug of that number. UsageError."""
-    known = bugs()
+    known, number = bugs(), number.upper()
     if number not in known:
         raise UsageError(f"there is no {number}; there are {', '.join(known)}")
     return known[number]
