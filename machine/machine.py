@@ -26,10 +26,11 @@ from vmm.order import Executor
 from vmm.trace import Event, Trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from devices.device import Device, Property
     from devices.memory_backend import MemoryBackendRam
+    from vmm.announce import Announcer
     from vmm.chardev import CharBackend
     from vmm.netdev import Netdev
 
@@ -152,6 +153,8 @@ class Machine:
             self.ledger.take(Row("machine", "object", backend.id))
         self.blocks = self.config.blocks
         self.netdevs = self.config.netdevs
+        self.announcer: Announcer | None = None
+        """What announce-self began."""
         self.default_msix = self.config.accel == "qtest"
         """Devices that can have MSI-X have it unless told otherwise, as QEMU's test programs expect."""
         self.watchdog_action = self.config.watchdog
@@ -419,6 +422,17 @@ class Machine:
     def device_class(self, driver: str) -> type[Device] | None:
         """The class of a driver of the registry, for objects that make devices of their own; None if there is none."""
         return device_type(driver)
+
+    def plugged(self) -> list[Device]:
+        """Devices that the user plugged."""
+        return [*self.peripherals.values(), *self.anonymous.values()]
+
+    def announce_cards(self, interfaces: Collection[str] | None = None) -> None:
+        """Let network cards (all, or those of these ids) tell the network where they are."""
+        for device in self.plugged():
+            announce = getattr(device, "announce", None)
+            if announce is not None and (interfaces is None or device.id in interfaces):
+                announce()
 
     def next_anonymous(self) -> int:
         """The number of the next device without an id."""

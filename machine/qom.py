@@ -61,7 +61,15 @@ def _device_node(device: Device) -> Node:
     node.properties["hotpluggable"] = ("bool", lambda: device.hotpluggable)
     for prop in device.properties:
         node.properties[prop.name] = (prop.type_name, functools.partial(device.values.get, prop.name))
+    shown = getattr(device, "qom_values", None)
+    if shown is not None:
+        for name, (kind, _) in shown().items():
+            node.properties[name] = (kind, functools.partial(_shown, shown, name))
     return node
+
+
+def _shown(shown: Callable[[], dict[str, tuple[str, Any]]], name: str) -> Any:
+    return shown()[name][1]
 
 
 def _object_node(made: Any) -> Node:

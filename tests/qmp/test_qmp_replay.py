@@ -11,7 +11,7 @@ import pytest
 
 from support.qmp_target import Client, sent_bytes, transcript
 from vmm.chardev import MemoryBackend
-from vmm.qmp.command import BOOL, INT32, STR, Arg, Command, Enum, Struct
+from vmm.qmp.command import INT32, STR, Arg, Command, Enum, Struct
 
 PLAN = json.loads((Path(__file__).parent / "replay.json").read_text())
 
@@ -21,7 +21,6 @@ def _stand_in(call: Any, arguments: Any) -> Any:  # noqa: ARG001
 
 
 STAND_INS = [
-    Command("set_link", _stand_in, Struct((Arg("name", STR), Arg("up", BOOL)))),
     Command(
         "query-cpu-model-expansion",
         _stand_in,

@@ -55,6 +55,9 @@ class FakeTarget:
         self.memory = bytes(range(256)) * 16
         self.nmis = 0
 
+    def balloon(self) -> None:
+        return None
+
     def status(self) -> str:
         return "prelaunch" if self.preconfig else self.run_state
 

@@ -26,7 +26,7 @@ from vmm.qmp.command import (
     Struct,
     Union,
 )
-from vmm.qmp.commands import absent, block, character, control, devices, human, interrupts, kernel, machine, qom
+from vmm.qmp.commands import absent, block, character, control, devices, human, interrupts, kernel, machine, qom, virtio
 from vmm.qmp.event_types import EVENTS
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ SUBJECTS: tuple[ModuleType, ...] = (
     character,
     interrupts,
     kernel,
+    virtio,
     human,
     absent,
 )

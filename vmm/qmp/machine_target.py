@@ -12,7 +12,7 @@ from machine.pc import ISA_IRQS, PcMachine
 from vmm import VERSION
 from vmm.chardev import Chardevs
 from vmm.clock import VirtualClock
-from vmm.errors import ConfigError, QmpError
+from vmm.errors import ConfigError, DeviceNotFound, QmpError
 from vmm.qmp.events import Events
 from vmm.qmp.monitor import Monitor, make_call
 from vmm.qmp.target import (
@@ -34,8 +34,10 @@ if TYPE_CHECKING:
 
     from devices.pci.info import PciInfo
     from machine.machine import Machine
+    from vmm.announce import Pace
     from vmm.block_graph import BlockGraph
     from vmm.qmp.host_kernel import HostKernel
+    from vmm.qmp.target import Balloon
 
 _LVT_NAMES = {
     registers.LVT_CMCI: "cmci",
@@ -207,6 +209,30 @@ class MachineMonitor:
 
     def qom_list_types(self, implements: str | None, abstract: bool) -> Sequence[TypeInfo]:
         return [TypeInfo(t.name, t.parent, t.abstract) for t in qom.types(implements, abstract)]
+
+    def balloon(self) -> Balloon | None:
+        for device in self.machine.plugged():
+            if device.driver == "virtio-balloon-pci":
+                found: Any = device
+                balloon: Balloon = found
+                return balloon
+        return None
+
+    def announce(self, id: str, pace: Pace, interfaces: list[str] | None) -> None:
+        from vmm.announce import Announcer
+
+        machine = self.machine
+        if machine.announcer is None:
+            machine.announcer = Announcer(machine.announce_cards)
+        machine.announcer.start(id, pace, interfaces)
+
+    def set_link(self, name: str, up: bool) -> None:
+        netdev = self.machine.netdevs.get(name)
+        if netdev is None:
+            netdev = getattr(self.machine.peripherals.get(name), "netdev", None)
+        if netdev is None:
+            raise DeviceNotFound(name)
+        netdev.set_link(up)
 
     def qom_list_properties(self, typename: str) -> Sequence[PropertyInfo]:
         common = [PropertyInfo("type", "string")]

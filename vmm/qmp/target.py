@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from devices.pci.info import PciInfo
+    from vmm.announce import Pace
     from vmm.block_graph import BlockGraph
     from vmm.chardev import Chardevs
     from vmm.qmp.host_kernel import HostKernel
@@ -252,6 +253,17 @@ def set_bits(bits: int) -> list[int]:
     return [n for n in range(bits.bit_length()) if bits >> n & 1]
 
 
+class Balloon(Protocol):
+    """A memory balloon."""
+
+    @property
+    def actual(self) -> int:
+        """Bytes that it leaves the guest."""
+
+    def set_target(self, size: int) -> None:
+        """Ask the guest to make do with `size` bytes."""
+
+
 class MachineTarget(Protocol):
     """A machine as a monitor sees it."""
 
@@ -335,6 +347,15 @@ class MachineTarget(Protocol):
 
     def qom_list_types(self, implements: str | None, abstract: bool) -> Sequence[TypeInfo]:
         """The types that are, or derive from, `implements`; abstract ones only if asked for."""
+
+    def balloon(self) -> Balloon | None:
+        """The memory balloon, if there is one."""
+
+    def announce(self, id: str, pace: Pace, interfaces: list[str] | None) -> None:
+        """Let network cards (all, or those of these ids) announce themselves."""
+
+    def set_link(self, name: str, up: bool) -> None:
+        """Plug in or pull out the cable of a network card or back end. DeviceNotFound if there is none."""
 
     def qom_list_properties(self, typename: str) -> Sequence[PropertyInfo]:
         """The properties that objects of a type have."""

@@ -14,6 +14,7 @@ from vmm.qmp.commands import (
     kernel,
     machine,
     qom,
+    virtio,
 )
 
 
@@ -21,6 +22,6 @@ def standard_registry() -> Registry:
     """A registry with every command; add your own to it."""
     return Registry(
         command
-        for module in (control, machine, devices, qom, block, character, interrupts, kernel, human, absent)
+        for module in (control, machine, devices, qom, block, character, interrupts, kernel, virtio, human, absent)
         for command in module.GROUP.commands
     )

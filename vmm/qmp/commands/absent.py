@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmm.errors import QmpError
 from vmm.qmp import types
-from vmm.qmp.command import INT, SIZE, STR, Arg, CommandGroup, Enum, ListOf, Struct
+from vmm.qmp.command import INT, STR, Arg, CommandGroup, Enum, ListOf, Struct
 
 if TYPE_CHECKING:
     from vmm.qmp.call import Call
@@ -55,18 +55,6 @@ for _name, (_type, _doc, _members) in _EMPTY.items():
 def query_display_options(call: Call, arguments: Arguments) -> Any:  # noqa: ARG001
     """What `-display` said."""
     return {"type": "none"}
-
-
-@GROUP.command("query-balloon", returns=Struct((Arg("actual", SIZE),), name="BalloonInfo"))
-def query_balloon(call: Call, arguments: Arguments) -> Any:  # noqa: ARG001
-    """The balloon. There is none: always refused."""
-    raise QmpError("No balloon device has been activated", "DeviceNotActive")
-
-
-@GROUP.command("balloon", Arg("value", INT))
-def balloon(call: Call, arguments: Arguments) -> Any:  # noqa: ARG001
-    """Ask the balloon to grow or shrink. There is none: always refused."""
-    raise QmpError("No balloon device has been activated", "DeviceNotActive")
 
 
 @GROUP.command("query-vm-generation-id", returns=Struct((Arg("guid", STR),), name="GuidInfo"))
