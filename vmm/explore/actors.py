@@ -220,6 +220,8 @@ class Stage:
                     self._check_again(operation, standing)
                 if seen is not None:
                     arena.put(seen)
+                if not i:
+                    arena.handed.clear()
                 if i == last:
                     arena.touched.clear()
                     arena.noting = True

@@ -13,7 +13,7 @@ is reported as not deterministic.
 from __future__ import annotations
 
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from vmm.explore.actors import NotDeterministic, Standing
 
@@ -39,11 +39,11 @@ class Node:
 
 
 class Outcome:
-    """What a step does. `reads`: the fields that it read; `writes`: fields and their new values; `blind`: those of them that it did not read; `change`:
-    what it does to a state's mark, its blind fields' old values apart.
+    """What a step does. `reads`: the fields that it read; `writes`: fields and their new values; `blind`: those of them
+    that it did not read; `change`: what it does to a state's mark, its blind fields' old values apart.
     """
 
-    __slots__ = ("blind", "change", "needs", "place", "reads", "step", "suspended", "uses", "writes")
+    __slots__ = ("blind", "change", "needs", "place", "reads", "rest", "step", "suspended", "uses", "writes")
 
     def __init__(
         self,
@@ -58,6 +58,7 @@ class Outcome:
         self.place = place
         self.step = step
         self.suspended = bool(place.step)
+        self.rest = Standing(place)
         self.writes = writes
         self.blind = blind
         self.change = change
@@ -83,14 +84,8 @@ class Answer:
         self.says = says
 
 
-class Step(NamedTuple):
-    """A step from a state: who, its name, and the state that it leads to."""
-
-    actor: int
-    name: str
-    heap: Heap
-    standings: tuple[Standing, ...]
-    mark: int
+Step = tuple[str, "Heap", "tuple[Standing, ...]", int]
+"""A step's name, and the state that it leads to: heap, standings, mark."""
 
 
 def grown(tree: Node | None, fields: tuple[int, ...], heap: Heap, end: Any) -> Any:
@@ -223,6 +218,7 @@ class Footprints:
         """What a question says of a heap, and which fields it looked at."""
         arena = self.arena
         arena.put(heap)
+        arena.handed.clear()
         arena.touched.clear()
         arena.noting = True
         try:
@@ -264,12 +260,8 @@ class Footprints:
                 mark ^= self.sums[field][heap[field]]
         else:
             after = heap
-        if end.suspended:
-            now = _new(Standing, (end.place, (log, None if heap is left else heap), after))
-        else:
-            now = _new(Standing, (end.place, None, None))
-        made: Step = _new(Step, (n, end.step, after, (*standings[:n], now, *standings[n + 1 :]), mark))
-        return made
+        now = _new(Standing, (end.place, (log, None if heap is left else heap), after)) if end.suspended else end.rest
+        return end.step, after, (*standings[:n], now, *standings[n + 1 :]), mark
 
     def _run(self, heap: Heap, standings: tuple[Standing, ...], mark: int, n: int, known: Outcome | None) -> Step:
         """Run the code, and remember what it did; or compare, if that is known."""
@@ -286,7 +278,7 @@ class Footprints:
         reads = list(place.aliases) + [f for f, reading in touched.items() if reading and f not in place.aliases]
         read = set(reads)
         blind = tuple(sorted(f for f, reading in touched.items() if not reading and f not in read))
-        writes = [(f, value) for f, (was, value) in enumerate(zip(before, after, strict=True)) if was != value]
+        writes = [(f, after[f]) for f in {*touched, *arena.handed, *reads} if before[f] != after[f]]
         known_writes = {f for f, _ in writes}
         if not known_writes <= read.union(blind):
             strange = sorted(known_writes - read.union(blind))
@@ -307,7 +299,7 @@ class Footprints:
                 f"{place.name} did something else {'at ' + place.step if place.step else 'in its first step'} than "
                 f"before: it went to {name}, and to {known.step} then; it depends on something that is no State"
             )
-        return Step(n, name, after, (*standings[:n], now, *standings[n + 1 :]), mark ^ change)
+        return name, after, (*standings[:n], now, *standings[n + 1 :]), mark ^ change
 
     def _named(self, fields: list[int]) -> str:
         return ", ".join(f"{type(self.arena.fields[f].thing).__name__}.{self.arena.fields[f].slot}" for f in fields)

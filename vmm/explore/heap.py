@@ -20,7 +20,8 @@ import enum
 import marshal
 from collections import deque
 from hashlib import blake2b
-from operator import is_
+from itertools import compress
+from operator import is_, ne
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -83,25 +84,31 @@ def _member(cls: type, slot: str) -> Any:
 
 
 class Watched:
-    """Stands in front of a slot while an arena watches: `numbers` are the fields that it is, by object."""
+    """Stands in front of a slot while an arena watches: `numbers` are the fields that it is, by object; `containers`
+    says that some of them hold containers.
+    """
 
-    __slots__ = ("arena", "get", "member", "numbers", "set")
+    __slots__ = ("arena", "containers", "get", "member", "numbers", "set")
 
     def __init__(self, arena: Arena, member: Any) -> None:
         self.arena = arena
         self.member = member
         self.get = member.__get__
         self.set = member.__set__
+        self.containers = False
         self.numbers: dict[State, int] = {}
 
     def __get__(self, thing: State | None, owner: type | None = None) -> Any:
         if thing is None:
             return self
         arena = self.arena
-        if arena.noting:
+        if arena.noting or self.containers:
             number = self.numbers.get(thing)
-            if number is not None and number not in arena.touched:
-                arena.touched[number] = True
+            if number is not None:
+                if arena.noting and number not in arena.touched:
+                    arena.touched[number] = True
+                if self.containers:
+                    arena.handed.add(number)
         return self.get(thing)
 
     def __set__(self, thing: State, value: object) -> None:
@@ -130,6 +137,8 @@ class Arena:
         """Fields touched since `noting` was set, in order: True if by reading, False if written before it was read."""
         self.dirty: set[int] = set()
         """Fields written since the last `take`, if watched."""
+        self.handed: set[int] = set()
+        """Fields whose containers were looked at since this was cleared, so that they may change at any time."""
         self.noting = False
         self._keys = [marshal.dumps(None, 0)]
         self._numbers: dict[Any, int] = {self._keys[0]: NONE}
@@ -228,6 +237,7 @@ class Arena:
             watcher = self._watched[cls, field.slot] = Watched(self, cls.__dict__[field.slot])
             setattr(cls, field.slot, watcher)
         watcher.numbers[field.thing] = number
+        watcher.containers |= field.container is not None
 
     # Heaps.
 
@@ -239,7 +249,10 @@ class Arena:
         for number in self.dirty:
             live[number] = self._number_of(fields[number])
         self.dirty.clear()
-        for number, known in self._containers.items():
+        for number in self.handed:
+            known = self._containers.get(number)
+            if known is None:
+                continue
             content = _flat(fields[number].get(fields[number].thing))
             if live[number] == _UNKNOWN or len(content) != len(known) or not all(map(is_, content, known)):
                 live[number] = self._number_of(fields[number])
@@ -290,10 +303,10 @@ class Arena:
         if self._watched is None:
             changed: Iterable[int] = range(len(fields))
         else:
-            for number in (*self.dirty, *self._containers):
+            for number in (*self.dirty, *self.handed):
                 live[number] = _UNKNOWN  # an operation that was not wanted any more may have changed them
             self.dirty.clear()
-            changed = [n for n, (now, then) in enumerate(zip(live, heap, strict=True)) if now != then]
+            changed = compress(range(len(fields)), map(ne, live, heap))
         for number in changed:
             field = fields[number]
             value = values[heap[number]]

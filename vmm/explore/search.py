@@ -256,7 +256,7 @@ class Search:
             for n in enabled:
                 self.transitions += 1
                 try:
-                    _, _, heap_after, standings_after, after = take(heap, standings, mark, n)
+                    _, heap_after, standings_after, after = take(heap, standings, mark, n)
                 except Violation as violation:
                     return self.result(self.found(nameless(str(violation)), number, n, violation.__cause__))
                 except NotDeterministic as fault:
@@ -353,7 +353,7 @@ def expand(scenario: Scenario, steps: Footprints, nodes: list[Node], known: Know
                 break
             counts.append(len(enabled))
             for n in enabled:
-                _, _, heap_after, standings_after, after = steps.step(heap, standings, mark, n)
+                _, heap_after, standings_after, after = steps.step(heap, standings, mark, n)
                 if after not in known:
                     known.add(after)
                     parents.append(place)
@@ -370,7 +370,7 @@ def rebuild(steps: Footprints, first: Node, parents: array[int], actors: bytearr
     nodes = [first]
     for parent, n in zip(parents, actors, strict=True):
         node = nodes[parent]
-        nodes.append(Node(*steps.step(node.heap, node.standings, node.mark, n)[2:]))
+        nodes.append(Node(*steps.step(node.heap, node.standings, node.mark, n)[1:]))
     return nodes[len(nodes) - wanted :]
 
 
@@ -388,7 +388,7 @@ def finding(
     heap, standings, mark = first
     for n in stem + cycle:
         try:
-            _, name, heap, standings, mark = steps.step(heap, standings, mark, n)
+            name, heap, standings, mark = steps.step(heap, standings, mark, n)
         except Violation:
             name = "violates"
         trail.append((scenario.actors[n].name, name))

@@ -134,7 +134,7 @@ class _Orders:
         self.transitions += 1
         self.choices.append(n)
         try:
-            return Node(*self.steps.step(*node, n)[2:])
+            return Node(*self.steps.step(*node, n)[1:])
         except Violation as violation:
             raise self._found(nameless(str(violation)), violation.__cause__) from violation
         except NotDeterministic as fault:
