@@ -267,6 +267,31 @@ def test_second_request_in_a_running_machine_is_taken_and_shown_again(board):
     assert board.inb(0xAFE0) == 2
 
 
+def test_pending_unplug_tells_since_when_and_whose_turn_it_is(board):
+    board.clock.step(1_000_000)
+    device = hot_add(board, "d0", 5 << 3)
+    hot_add(board, "d1", 6 << 3)
+    assert board.hotplug.waiting() == []
+    board.hotplug.request_unplug(device)
+    assert board.hotplug.waiting() == [(device, 1_000_000, "gpe-enable")]
+    board.outb(0xAFE2, 2)
+    assert board.hotplug.waiting() == [(device, 1_000_000, "sci")]
+    board.inl(DOWN)
+    assert board.hotplug.waiting() == [(device, 1_000_000, "eject")]
+    board.clock.step(1_000_000)
+    board.hotplug.request_unplug(device)  # asked again: it has to look again, and has waited since the first time
+    assert board.hotplug.waiting() == [(device, 1_000_000, "sci")]
+    board.outl(EJ, 1 << 5)
+    assert board.hotplug.waiting() == []
+
+
+def test_card_that_is_pulled_out_leaves_nothing_pending(board):
+    device = hot_add(board, "d0", 5 << 3)
+    board.hotplug.request_unplug(device)
+    assert board.hotplug.forget(5) == [device]
+    assert (board.inl(UP), board.inl(DOWN), board.hotplug.waiting()) == (0, 0, [])
+
+
 def test_device_with_the_same_id_after_an_eject_can_be_requested_anew(board):
     for _ in range(3):
         device = hot_add(board, "d0", 5 << 3)

@@ -74,6 +74,10 @@ class Shell:
         assert status is None or int(match[1]) == status, f"{command}: exit status {match[1]}\n{output}"
         return output
 
+    def forget(self) -> None:
+        """The guest's `forget` was called: what is written next is the first."""
+        self._seen = len(self.guest.serial)
+
     def power_off(self) -> int:
         """End the guest from inside; the exit status of its process."""
         self.guest.type("poweroff -f\n")
