@@ -18,7 +18,7 @@ def test_bug_is_found_and_the_real_class_is_clean(number):
     shown = zoo.show(zoo.bug(number))
     assert shown.found, f"{shown.bug.breaks}: {shown.broken.result.finding}"
     assert shown.clean, str(shown.real.result.finding)
-    told = story.of(shown.bug.family(), shown.broken)
+    told = story.of(shown.bug.family(infected=True), shown.broken)
     assert told.rule is not None
     assert told.rule.startswith(shown.bug.breaks)
 

@@ -1,12 +1,16 @@
-"""`vintx zoo`: historical bugs, each found by the explorer, and not found in the real class.
+"""`vintx zoo`: historical bugs, each found by the explorer, and not found once it is fixed.
 
 vintx zoo
 vintx zoo --list
 vintx zoo Z12
+vintx explore Z12 --bug Z12        its scene by itself; `--replay` takes the schedule that is printed
+vintx explore shared-gsi --bug Z12 the bug in the scenes of a family
 """
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -19,7 +23,7 @@ from vmm.explore import chart, story, zoo
 if TYPE_CHECKING:
     import argparse
 
-    from vmm.explore.zoo import Shown
+    from vmm.explore.zoo import Bug, Shown, Verdict
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,12 +31,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("number", nargs="*", metavar="ZNN", help="these only, and told")
     parser.add_argument("--list", action="store_true", help="what there is; nothing is run")
     parser.add_argument("--steps", action="store_true", help="tell every step of a story, not only the switches")
+    parser.add_argument("--json", action="store_true", help="one object per bug")
+    parser.add_argument("--jobs", type=int, default=0, metavar="N", help="processes (default: one per CPU)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0 if each was found and the real class is clean, 1 if not, 2 for a number that is not there."""
+    """0 if each is what it should be and the fix is clean, 1 if not, 2 if the command line is wrong."""
     try:
-        chosen = [zoo.bug(number.upper()) for number in arguments.number] or list(zoo.bugs().values())
+        if arguments.jobs < 0:
+            raise UsageError("--jobs is at least 1")
+        chosen = [zoo.bug(number) for number in arguments.number] or list(zoo.bugs().values())
     except UsageError as error:
         print(f"vintx zoo: {error}", file=sys.stderr)
         return 2
@@ -40,34 +48,63 @@ def run(arguments: argparse.Namespace) -> int:
     if not console.is_terminal:
         console = Console(highlight=False, width=150)
     if arguments.list:
-        table = Table("", "bug", "breaks", "reference")
-        for bug in chosen:
-            table.add_row(bug.number, bug.title, " or ".join(bug.breaks), bug.reference)
-        console.print(table)
+        console.print(_list(chosen))
         return 0
-    shown = [zoo.show(bug) for bug in chosen]
-    for one in shown if arguments.number else ():
-        finding = one.broken.result.finding
-        if finding is not None:
-            console.rule(f"{one.bug.number}: {one.bug.title}", align="left")
-            console.print(one.bug.reference, markup=False)
-            console.print(chart.terminal(story.of(one.bug.family(), one.broken), arguments.steps))
-            console.print(f"{finding.rule}\n", markup=False, soft_wrap=True)
-    console.print(_table(shown))
-    return 0 if all(one.found and one.clean for one in shown) else 1
+    if arguments.number and not arguments.json:
+        shown = [zoo.show(bug) for bug in chosen]
+        for one in shown:
+            _tell(console, one, arguments.steps)
+        found = [one.verdict() for one in shown]
+    else:
+        jobs = arguments.jobs or os.cpu_count() or 1
+        found = list(zoo.verdicts([bug.number for bug in chosen], min(jobs, len(chosen))))
+    if arguments.json:
+        print(json.dumps([verdict._asdict() for verdict in found], indent=2))
+    else:
+        console.print(_table(found))
+        console.print(_sum(found), markup=False, soft_wrap=True)
+    return 0 if all(verdict.right for verdict in found) else 1
 
 
-def _table(shown: list[Shown]) -> Table:
-    table = Table("", "bug", "found", "steps", "states", "real class", "states", "s")
-    for one in shown:
-        finding, real = one.broken.result.finding, one.real.result
-        found = "not demonstrated" if finding is None else finding.rule.partition(":")[0]
-        if finding is not None and not one.found:
-            found = f"something else: {found}"
-        clean = (
-            "clean" if one.clean else "not finished" if real.finding is None else real.finding.rule.partition(":")[0]
-        )
-        steps = "-" if finding is None else str(len(finding.choices))
-        counts = str(one.broken.result.states), clean, str(real.states)
-        table.add_row(one.bug.number, one.bug.title, found, steps, *counts, f"{one.seconds:.2f}")
+def _tell(console: Console, one: Shown, every_step: bool) -> None:
+    finding = one.broken.result.finding
+    console.rule(f"{one.bug.number}: {one.bug.title}", align="left")
+    console.print(one.bug.reference, markup=False)
+    console.print(f"fixed: {one.bug.cure or 'the real class'}", markup=False)
+    if finding is None:
+        return
+    told = story.of(one.bug.family(infected=True), one.broken)
+    console.print(chart.terminal(told, every_step))
+    for n, sentence in enumerate(chart.sentences(told), 1):
+        console.print(f"{n:3}. {sentence}", markup=False, soft_wrap=True)
+    console.print(f"{finding.rule}", markup=False, soft_wrap=True)
+    number, schedule = one.bug.number, story.encode(one.broken)
+    console.print(f"again: vintx explore {number} --bug {number} --replay '{schedule}'\n", markup=False, soft_wrap=True)
+
+
+def _list(chosen: list[Bug]) -> Table:
+    table = Table("", "bug", "breaks", "reference", "fixed")
+    for bug in chosen:
+        table.add_row(bug.number, bug.title, " or ".join(bug.breaks), bug.reference, bug.cure or "the real class")
     return table
+
+
+def _table(found: list[Verdict]) -> Table:
+    table = Table("", "bug", "verdict", "steps", "states", "with the fix", "states", "s")
+    titles = {number: bug.title for number, bug in zoo.bugs().items()}
+    for one in found:
+        steps = str(one.steps) if one.steps else "-"
+        counts = str(one.states), one.fix, str(one.fix_states)
+        table.add_row(one.number, titles[one.number], one.text, steps, *counts, f"{one.seconds:.2f}")
+    return table
+
+
+def _sum(found: list[Verdict]) -> str:
+    groups = (("that must have a verdict", True), ("more", False))
+    texts = []
+    for what, must in groups:
+        group = [one for one in found if (one.number in zoo.MUST) == must]
+        if group:
+            shown, clean = sum(one.found for one in group), sum(one.fix == "clean" for one in group)
+            texts.append(f"{len(group)} {what}: {shown} found, {len(group) - shown} not, {clean} clean with the fix")
+    return "; ".join(texts) + "."

@@ -7,6 +7,7 @@ Numbers are those of docs/explore.md.
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,7 +15,7 @@ from vmm.errors import UsageError
 from vmm.explore.scenes import Family, Outcome, Setup, run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from vmm.explore.board import Board
 
@@ -41,9 +42,10 @@ class Bug(NamedTuple):
     cure: str = ""
     shown: bool = True
 
-    def family(self) -> Family:
-        """The bug's scene as a scenario of its own, whose code is never blamed: the bug is in it."""
-        return Family(self.number, f"zoo {self.number}", {self.number: self.scene}, wears=self.real)
+    def family(self, infected: bool = False) -> Family:
+        """The bug's scene as a scenario of its own, with the bug or without it. Its code is never blamed."""
+        wears = self.broken if infected else self.real
+        return Family(self.number, f"zoo {self.number}", {self.number: self.scene}, wears=wears)
 
 
 class Shown(NamedTuple):
@@ -64,6 +66,45 @@ class Shown(NamedTuple):
     def clean(self) -> bool:
         """All orders of the real one were tried and none is wrong."""
         return self.real.result.complete and self.real.result.finding is None
+
+    def verdict(self) -> Verdict:
+        """In short."""
+        result, real = self.broken.result, self.real.result
+        if result.finding is None:
+            text = f"not demonstrated over {result.states:,} states" if result.complete else "not finished"
+        else:
+            rule = result.finding.rule.partition(":")[0]
+            text = rule if self.found else f"something else: {rule}"
+        fix = "clean" if self.clean else "not finished"
+        if real.finding is not None:
+            fix = real.finding.rule.partition(":")[0]
+        steps = len(result.finding.choices) if result.finding is not None else 0
+        right = self.found if self.bug.shown else result.finding is None and result.complete
+        return Verdict(
+            self.bug.number,
+            text,
+            steps,
+            result.states,
+            fix,
+            real.states,
+            self.seconds,
+            self.found,
+            right and self.clean,
+        )
+
+
+class Verdict(NamedTuple):
+    """The same without what cannot leave the process. `right`: as it should be, the fix included."""
+
+    number: str
+    text: str
+    steps: int
+    states: int
+    fix: str
+    fix_states: int
+    seconds: float
+    found: bool
+    right: bool
 
 
 def bugs() -> dict[str, Bug]:
@@ -93,7 +134,19 @@ def bug(number: str) -> Bug:
 def show(one: Bug) -> Shown:
     """Look for the bug, and then for anything wrong with the real class."""
     began = time.perf_counter()
-    family = one.family()
-    broken = run(family, one.number, one.broken)
-    real = run(family, one.number, one.real)
+    broken = run(one.family(infected=True), one.number, one.broken)
+    real = run(one.family(), one.number, one.real)
     return Shown(one, broken, real, time.perf_counter() - began)
+
+
+def verdicts(numbers: Iterable[str], jobs: int = 1) -> Iterator[Verdict]:
+    """What comes of each of these bugs, in their order, with so many processes."""
+    if jobs < 2:
+        yield from map(_verdict, numbers)
+        return
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+        yield from pool.imap(_verdict, numbers)
+
+
+def _verdict(number: str) -> Verdict:
+    return show(bug(number)).verdict()
