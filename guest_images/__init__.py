@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-IMAGES = ("intx_loop", "hotplug", "smp", "smp_intx", "exits")
+IMAGES = ("intx_loop", "hotplug", "smp", "smp_intx", "exits", "mailbox")
 """Names `path` knows."""
 
 DEBUG_EXIT_PORT = 0xF4
@@ -94,6 +94,15 @@ EXITS_TIMED = re.compile(r"^exits: (?P<kind>[a-z-]+) (?P<count>\d+) cycles (?P<c
 EXITS_HALT_NS = 100_000
 """What the timer of `halt` is set to: what a round takes beyond it is the cost of a wake-up."""
 EXITS_DONE = "exits: done"
+
+MAILBOX_READY = re.compile(r"^mailbox: pin (?P<pin>\d+) vector (?P<vector>\d+)\nmailbox: ready$", re.MULTILINE)
+"""From here on commands are read from COM1: a number, a space, and take, eoi, mask, unmask, read or quit."""
+MAILBOX_TOOK = re.compile(r"^mailbox: (?P<number>\d+) took (?P<vector>\d+)$", re.MULTILINE)
+"""`vector` is 0 if nothing was pending."""
+MAILBOX_ENDED = re.compile(r"^mailbox: (?P<number>\d+) ended$", re.MULTILINE)
+MAILBOX_ENTRY = re.compile(r"^mailbox: (?P<number>\d+) entry (?P<entry>[0-9a-f]{8})$", re.MULTILINE)
+"""The low half of the pin's redirection entry, after a `mask` or `unmask` if it was one."""
+MAILBOX_DONE = "mailbox: done"
 
 
 def path(name: str) -> Path:
