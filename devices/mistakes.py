@@ -115,6 +115,7 @@ class Watcher:
             device.bus.pirqs[pirq_of(device.devfn, device.interrupt_pin)].connect(self._wire)
         else:
             self._wrap("set_intx", self._without_pin)
+        device.holdings.hold("watcher", "mistakes", self._close)  # given back first
         self._wrap("config_write", self._config_write)
         self._wrap("reset", self._reset)
         self._wrap("dma_read", self._dma_read)
@@ -190,6 +191,10 @@ class Watcher:
                 "a client whose memory is not shared cannot serve that (QEMU without share=on); read it in a timer",
             )
         return handler(address, length)
+
+    def _close(self) -> None:
+        """The device is taken off: its line goes low, whatever its registers say."""
+        self._depth = 1
 
     # The pin.
 

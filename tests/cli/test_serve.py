@@ -28,6 +28,12 @@ def source(tmp_path, monkeypatch):
         (["--device", "nothing"], "'nothing' is not a valid device model name"),
         (["--device", "ioapic"], "'ioapic' cannot be served"),
         (["--device", "vfio-user-pci"], "'vfio-user-pci' cannot be served"),
+        (["--device", "virtio-blk-pci"], "'virtio-blk-pci' cannot be served: it wants what only a machine has"),
+        (["--device", ""], "which device?"),
+        (["--device", "nothing,help"], "'nothing' is not a valid device model name"),
+        (["{source}:Thermometer,help"], "says itself what properties it has"),
+        (["--device", "edu", "--trace", "*,fiel=x"], "--trace *,fiel=x: 'fiel' is not known"),
+        (["--device", "edu", "--trace", "*,file=no/where"], "no/where: No such file or directory"),
         (["--device", "edu,nonsense=1"], "Property 'edu.nonsense' not found"),
         (["--device", "edu,dma_mask=x"], "Parameter 'dma_mask' expects uint64"),
         (["--device", "edu", "--socket", "no/where.sock"], "no/where.sock: cannot listen there"),
@@ -57,3 +63,35 @@ def test_no_device_at_all_is_a_usage_error(capsys):
         vintx.main(["serve"])
     assert ended.value.code == 2
     assert "--device" in capsys.readouterr().err
+
+
+def test_help_names_every_device_that_can_be_served(capsys):
+    with pytest.raises(SystemExit) as ended:
+        vintx.main(["serve", "--help"])
+    assert ended.value.code == 0
+    text = " ".join(capsys.readouterr().out.replace("-\n", "-").split())
+    assert vintx.main(["serve", "--device", "help"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"edu", "nvme", "virtio-net-pci"} <= set(listed)
+    assert not {"vfio-user-pci", "ioapic", "virtio-blk-pci"} & set(listed)
+    assert all(name in text for name in listed)
+
+
+def test_properties_of_a_device_are_told(capsys):
+    assert vintx.main(["serve", "--device", "nvme,help"]) == 0
+    assert "serial=<str>" in capsys.readouterr().out
+
+
+def test_check_of_a_good_device_is_one_line_and_status_0(capsys):
+    assert vintx.main(["serve", "--device", "edu", "--check"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("vintx serve: edu: ")
+    assert printed.endswith("the pin was high, no mistakes\n")
+
+
+def test_check_of_a_bad_device_names_its_mistakes_and_status_is_1(source, capsys, tmp_path):
+    (tmp_path / source).write_text(DEVICE.replace("0xFF\n", "0xFF0000\n"))
+    assert vintx.main(["serve", f"{source}:Thermometer", "--check"]) == 1
+    mistake, verdict = capsys.readouterr().out.splitlines()
+    assert mistake.startswith("thermometer: class_id is 16711680; it is 0 to 0xffff")
+    assert verdict.endswith("1 mistake")

@@ -62,7 +62,7 @@ class Endpoint:
         self.device = device
         self.memory = memory
         msi, msix = (0 if vectors is None else vectors.vectors for vectors in (device.msi, device.msix))
-        self.name = device.id or device.driver or type(device).__name__
+        self.name = device.label
         """What traces call the device."""
         self.trace = device.board.trace
         self.interrupts = Interrupts(bool(device.interrupt_pin), msi, msix)
