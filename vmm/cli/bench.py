@@ -8,6 +8,7 @@ else is the best of them: whatever a host does besides can only make it worse.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import statistics
 import sys
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from vmm.cli.bench_figures import GROUPS, Figure, Group, Subject
+from vmm.cli.bench_qmp import NOT_MEASURED, has_qtest
 from vmm.cli.process import program
 from vmm.errors import UsageError
 
@@ -38,7 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-r", "--runs", type=int, default=5, metavar="N", help="runs of each measurement (default 5)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--list", action="store_true", help="list the names, measure nothing")
-    parser.add_argument("--qemu", default=QEMU, metavar="PROGRAM", help=f"compare with PROGRAM (default {QEMU})")
+    default = os.environ.get("VINTX_BENCH_QEMU", QEMU)
+    parser.add_argument(
+        "--qemu",
+        default=default,
+        metavar="PROGRAM",
+        help="compare with PROGRAM (default: VINTX_BENCH_QEMU, or in PATH)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -62,6 +70,12 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     console.print(_table(wanted, values))
     console.print(f"beside {qemu.version()}, {qemu.program}" if qemu else NO_QEMU, markup=False)
+    if (
+        qemu is not None
+        and any(figure.name in ("qmp", "qtest-in", "plug") for figure in wanted)
+        and not has_qtest(qemu)
+    ):
+        console.print(NOT_MEASURED.format(qemu.version().split("(")[0].strip()), markup=False)
     return 0
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import guest_images
-from vmm.cli import bench_irqchip
+from vmm.cli import bench_irqchip, bench_qmp
 from vmm.cli.process import GuestLost
 
 if TYPE_CHECKING:
@@ -218,6 +218,22 @@ KINDS = (
 
 GROUPS = (
     Group("greeting", (Figure("greeting", "exec to QMP greeting", "ms", 40.0),), greeting),
+    Group(
+        "first reply",
+        (Figure("first-reply", "exec to the reply of a machine that is made", "ms"),),
+        bench_qmp.first_reply,
+    ),
+    Group("monitor", (Figure("qmp", "QMP commands, one at a time", "/s", 5000.0),), bench_qmp.qmp_rate),
+    Group(
+        "qtest",
+        (
+            Figure("qtest-in", "qtest inb, one at a time", "/s", 40_000.0),
+            Figure("qtest-out", "qtest outb, one at a time", "/s", 49_000.0),
+            Figure("qtest-pipelined", "qtest writel of the IOAPIC, 200 at a time", "/s", 195_000.0),
+        ),
+        bench_qmp.qtest_rates,
+    ),
+    Group("plug", (Figure("plug", "device_add, device_del and eject of edu", "/s"),), bench_qmp.plug_rate),
     Group("first output", (Figure("first-output", "exec to first guest output, -m 64", "ms"),), first_output),
     Group(
         "first output with more memory",
