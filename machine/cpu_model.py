@@ -35,6 +35,12 @@ class Model(NamedTuple):
 MODELS = {
     "qemu64": Model("all that the engine executes"),
     "max": Model("the same"),
+    "Haswell": Model(
+        "Intel Core Processor (Haswell)",
+        "GenuineIntel",
+        0x3_06_C4,
+        "adx rdseed smap sha-ni clflushopt clwb umip gfni vaes rdpid sse4a 3dnowprefetch pdpe1gb misalignsse",
+    ),
     "Opteron_G1": Model(
         "AMD Opteron 240 (Gen 1 Class Opteron)",
         "AuthenticAMD",

@@ -70,6 +70,8 @@ class MachineConfig:
     """The object that RAM is in, if it is to be shared; of `ram_size` bytes. It is the machine's from here on."""
     cpus: int = 1
     max_cpus: int | None = None
+    topology: tuple[int, int, int] | None = None
+    """Sockets, cores in each, threads in each; None: all CPUs are cores of one socket."""
     accel: str = "tcg"
     """`tcg` (the Unicorn engine), or `qtest` (no instruction runs, the clock is virtual)."""
     kernel: str | None = None

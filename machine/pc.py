@@ -30,7 +30,9 @@ from devices.port92 import Port92
 from machine import plug
 from machine.cpu_model import CpuModel
 from machine.machine import Machine
-from machine.processor import Processor, Processors, X86Cpu
+from machine.processor import Processor, Processors
+from machine.registry import device_type
+from machine.x86_cpu import Places
 from vmm.boot import acpi, firmware, flat, loader
 from vmm.errors import ConfigError, EngineRefused
 from vmm.kernel.files import DescriptorTable
@@ -167,6 +169,7 @@ class PcMachine(Machine):
     def _build_cpus(self) -> None:
         pending, drain = self.executor.pending, self.executor.drain
         model = CpuModel(self.config.cpu_model, self.config.cpu_options)
+        self.cpu_places = Places(self.config)
         self.processors = Processors(self.ports, self.mmio, model, pending, drain)
         self.engine: Engine | None = None
         tsc = self.clock.now
@@ -203,10 +206,17 @@ class PcMachine(Machine):
             )
             self.holdings.hold("lapic", str(index), processor.lapic.close)
             self.processors.all.append(processor)
-            self.add_board_device(self.make(X86Cpu))
+            self._add_cpu(index)
         self.pic.output = self.processors.pic_output
         self.pic.changed = self.processors.interrupts_changed
         self.pic.accepts = lambda: any(p.lapic.accept_pic_intr for p in self.processors.all)
+
+    def _add_cpu(self, index: int) -> None:
+        cls = device_type(self.cpu_places.type_name)
+        assert cls is not None  # of a model that there is
+        place = self.cpu_places.all[index]
+        device = self.make(cls, **{"socket-id": place.socket, "core-id": place.core, "thread-id": place.thread})
+        self.add_board_device(device)
 
     def _tsc_hz(self) -> float:
         assert self.engine is not None
@@ -214,7 +224,11 @@ class PcMachine(Machine):
 
     def cpus(self) -> Sequence[Device]:
         """The CPUs, in order."""
-        return [d for d in self.unattached if isinstance(d, X86Cpu)]
+        return self.cpu_places.cpus()
+
+    def hotpluggable_cpus(self) -> list[dict[str, Any]]:
+        """query-hotpluggable-cpus."""
+        return self.cpu_places.query()
 
     # PCI.
 

@@ -67,7 +67,11 @@ def _class_of(machine: Machine, driver: str) -> type[Device]:
     return found
 
 
-def _bus_for(machine: Machine, cls: type[Device], name: object) -> Bus:
+def _bus_for(machine: Machine, cls: type[Device], name: object) -> Bus | None:
+    if cls.bus_type == "CPU":
+        if name is not None:
+            raise ConfigError(f"Device '{cls.driver}' does not go on a bus")
+        return None  # a CPU has a place of its own
     if name is None:
         for bus in machine.buses.values():
             if bus.bus_type == cls.bus_type:
@@ -105,7 +109,7 @@ def device_add(machine: Machine, given: Mapping[str, object], from_text: bool = 
             raise InUse(f"Duplicate device ID '{name}'", holder=machine.peripherals[name].path)
     values = cls.parse(properties, from_text)
     device = cls(name, **(global_values(machine, cls) | values))
-    if hasattr(device, "bus"):
+    if bus is not None and hasattr(device, "bus"):
         device.bus = bus
     number = None
     if name is None:
@@ -186,6 +190,8 @@ def device_pull(machine: Machine, name: str) -> None:
 def _hotplugged(machine: Machine, name: str) -> Device:
     """A device that can be unplugged now, by its name; or the reason why it cannot."""
     device = find(machine, name)
+    if device.bus_type == "CPU":
+        raise ConfigError(f"Device '{device.driver}' cannot be unplugged: no guest lets go of a CPU here")
     if device in machine.unattached or not getattr(getattr(device, "bus", None), "hotpluggable", False):
         bus = getattr(device, "bus", None)
         bus_name = bus.name if bus is not None else "isa.0" if device.bus_type == "ISA" else "main-system-bus"

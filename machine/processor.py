@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from devices.device import Device
 from vmm.trace import Event
 
 if TYPE_CHECKING:
@@ -212,12 +211,3 @@ class Processors:
                 processor.vcpu.init()
             processor.vcpu.set_interrupt(None)
             processor.interrupt_changed()
-
-
-class X86Cpu(Device):
-    """The CPU as a device: something that QOM and query-cpus-fast can name."""
-
-    driver = "qemu64-x86_64-cpu"
-    description = "x86-64 CPU of the engine"
-    user_creatable = False
-    bus_type = "System"

@@ -38,6 +38,7 @@ class UserObject(Protocol):
 _DEVICES = {
     "edu": "devices.edu:Edu",
     "fw_cfg": "devices.fw_cfg:FwCfg",
+    "Haswell-x86_64-cpu": "machine.x86_cpu:HaswellCpu",
     "i440FX": "devices.pci.host:I440FX",
     "i440FX-pcihost": "devices.pci.host:I440FXPciHost",
     "ib700": "devices.ib700:Ib700",
@@ -48,7 +49,9 @@ _DEVICES = {
     "isa-serial": "devices.isa_serial:IsaSerial",
     "ivshmem-plain": "devices.ivshmem:IvshmemPlain",
     "mc146818rtc": "devices.mc146818:Mc146818",
+    "max-x86_64-cpu": "machine.x86_cpu:MaxCpu",
     "nvme": "devices.nvme:Nvme",
+    "Opteron_G1-x86_64-cpu": "machine.x86_cpu:OpteronG1Cpu",
     "pc-testdev": "devices.pc_testdev:PcTestdev",
     "pci-serial": "devices.pci_serial:PciSerial",
     "pci-testdev": "devices.pci_testdev:PciTestdev",
@@ -56,7 +59,7 @@ _DEVICES = {
     "PIIX4_PM": "devices.pci.piix3:Piix4Pm",
     "pvpanic": "devices.pvpanic:PvPanicIsa",
     "pvpanic-pci": "devices.pvpanic:PvPanicPci",
-    "qemu64-x86_64-cpu": "machine.processor:X86Cpu",
+    "qemu64-x86_64-cpu": "machine.x86_cpu:X86Cpu",
     "vfio-pci": "devices.vfio_pci:VfioPci",
     "vfio-user-pci": "devices.vfio_user_pci:VfioUserPci",
     "virtconsole": "devices.virtio.serial:VirtConsole",
@@ -91,6 +94,7 @@ ABSTRACT_DEVICES = {
     "isa-device": "device",
     "sys-bus-device": "device",
     "virtio-serial-port": "device",
+    "cpu": "device",
 }
 """Abstract device types and their parents, as qom-list-types shows them."""
 ABSTRACT_OF_BUS = {
@@ -98,6 +102,7 @@ ABSTRACT_OF_BUS = {
     "ISA": "isa-device",
     "System": "sys-bus-device",
     "virtio-serial-bus": "virtio-serial-port",
+    "CPU": "cpu",
 }
 
 

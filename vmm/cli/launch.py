@@ -211,6 +211,7 @@ def _build(
     settings = MachineConfig(
         cpus=config.smp.cpus,
         max_cpus=config.smp.maxcpus,
+        topology=(config.smp.sockets, config.smp.cores, config.smp.threads),
         accel=accel,
         cpu_model=config.cpu,
         cpu_options=dict(config.cpu_options),

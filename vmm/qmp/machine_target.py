@@ -151,8 +151,10 @@ class MachineMonitor:
             cls = registry.machine_type(name)
             rows.append(
                 MachineInfo(
-                    name=name,
+                    name="pc-i440fx" if name == "pc" else name,
+                    alias="pc" if name == "pc" else "",
                     cpu_max=cls.max_cpus,
+                    hotpluggable_cpus=name == "pc" and self.machine.config.accel == "qtest",
                     is_default=name == "pc",
                     acpi=name == "pc",
                     default_cpu_type="qemu64-x86_64-cpu" if name == "pc" else "",
@@ -168,7 +170,9 @@ class MachineMonitor:
                 qom_path=device.path,
                 qom_type=device.driver,
                 thread_id=os.getpid(),
-                core_id=index,
+                socket_id=device.values["socket-id"],
+                core_id=device.values["core-id"],
+                cpu_thread_id=device.values["thread-id"],
             )
             for index, device in enumerate(self.machine.cpus())
         ]
