@@ -119,3 +119,14 @@ def explore_storm(board: Board) -> None:
     other = board.thread("other vcpu")
     other.mask()
     other.unmask()
+
+
+def explore_for_ever(board: Board) -> None:
+    """Another CPU masks and unmasks the pin, and this one goes on for ever: the device is served and unmasked."""
+    board.vfio("a")
+    board.thread("device a").assert_intx("a")
+    other = board.thread("other vcpu")
+    other.mask()
+    other.unmask()
+    board.guest()
+    board.eventually("L1", "L5", "L6")

@@ -30,3 +30,13 @@ def explore_unplug(board: Board) -> None:
     vcpu = board.thread("vcpu")
     vcpu.interrupt(serve=True)
     vcpu.interrupt(serve=True)
+
+
+def explore_for_ever(board: Board) -> None:
+    """Both interrupt, and the guest goes on for ever: in every fair run each is served, unmasked, and all is quiet."""
+    board.vfio("a")
+    board.vfio("b")
+    board.thread("device a").assert_intx("a")
+    board.thread("device b").assert_intx("b")
+    board.guest()
+    board.eventually("L1", "L5", "L6")

@@ -226,7 +226,7 @@ BUGS = (
         each_others,
         NOW,
         Setup("resample", None, None, Parts(irqfds=RefusesAlias)),
-        "such a pair is EINVAL; the kernel of 6.18 has the flaw",
+        "such a pair is EINVAL; era 6.18 has the flaw",
     ),
     Bug(
         "Z08",
@@ -275,6 +275,6 @@ BUGS = (
         rerouted_in_service,
         NOW,
         Setup("resample", None, None, Parts(vm=LowersMoved)),
-        "what is held high moves with its GSI; the kernel of 6.18 has the flaw",
+        "what is held high moves with its GSI; era 6.18 has the flaw",
     ),
 )

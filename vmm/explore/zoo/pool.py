@@ -143,6 +143,6 @@ BUGS = (
         unplugged_together,
         Setup("resample"),
         Setup("resample", None, None, Parts(irqfds=SynchronizesOutside)),
-        "it is awaited when the mutex is free again; the kernel of 6.18 has the flaw",
+        "it is awaited when the mutex is free again; era 6.18 has the flaw",
     ),
 )
