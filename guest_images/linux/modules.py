@@ -83,7 +83,7 @@ def closure(folder: Path, wanted: Iterable[str]) -> list[Module]:
 
 
 def dependencies(modules: Iterable[Module]) -> str:
-    """modules.dep: each module's file and all that must be loaded before it, the nearest first."""
+    """modules.dep: each module's file and all that must be loaded before it, from the last of the list to the first."""
     by_name = {module.name: module for module in modules}
 
     def needed(module: Module) -> list[str]:
@@ -91,8 +91,9 @@ def dependencies(modules: Iterable[Module]) -> str:
         for name in module.depends:
             if name in by_name:
                 for path in (by_name[name].path, *needed(by_name[name])):
-                    if path not in rows:
-                        rows.append(path)
+                    if path in rows:
+                        rows.remove(path)  # behind whatever else needs it, too
+                    rows.append(path)
         return rows
 
     return "".join(f"{module.path}: {' '.join(needed(module))}".rstrip() + "\n" for module in by_name.values())
