@@ -58,6 +58,7 @@ def shared():
         ("write 0x1000 4 0xzz", "FAIL write: data is not hexadecimal: '0xzz'"),
         ("b64write 0x1000 3", "ERR invalid argument size"),
         ("b64write 0x1000 3 A", "FAIL b64write: data is not base64"),
+        ("b64write 0x1000 3 \u00ff\u00ff\u00ff\u00ff", "FAIL b64write: data is not base64"),
         ("memset 0x1000 4", "FAIL memset: value is missing"),
         ("clock_step zz", "FAIL clock_step: time is no number: 'zz'"),
         ("clock_step 0", "FAIL could not advance time"),

@@ -6,7 +6,6 @@ A malformed command, on which QEMU ends with an assertion, is answered with FAIL
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 import time
 from typing import TYPE_CHECKING
@@ -320,7 +319,7 @@ class QtestServer:
             return "ERR invalid argument size"
         try:
             data = base64.b64decode(words[3], validate=True)
-        except binascii.Error:
+        except ValueError:  # binascii.Error is one, and so is what is not ASCII
             return "FAIL b64write: data is not base64"
         self._space.write(address, data[:length])
         return "OK"
