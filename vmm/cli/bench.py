@@ -1,8 +1,8 @@
 """`vintx bench`: what our machine costs, beside Debian's QEMU on the same guest images in the same run.
 
 Both are measured alike: from outside, by the wall clock, for starts; by the guest, in cycles of the time stamp counter,
-for exits and interrupts. The two take turns, so that a busy host meets both. A start is the median of the runs; all
-else is the best of them: whatever a host does besides can only make it worse.
+for exits and interrupts. The two take turns, so that a busy host meets both. A start and a ratio are the median of the
+runs; all else is the best of them: whatever a host does besides can only make it worse.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from vmm.cli import bench_explore
 from vmm.cli.bench_figures import GROUPS, Figure, Group, Subject
 from vmm.cli.bench_qmp import NOT_MEASURED, has_qtest
 from vmm.cli.process import program
@@ -70,6 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     console.print(_table(wanted, values))
     console.print(f"beside {qemu.version()}, {qemu.program}" if qemu else NO_QEMU, markup=False)
+    if not bench_explore.has_spin() and any(figure.name.endswith("-spin") for figure in wanted):
+        console.print(bench_explore.NO_SPIN, markup=False)
     if (
         qemu is not None
         and any(figure.name in ("qmp", "qtest-in", "plug") for figure in wanted)
@@ -109,7 +112,7 @@ def _measure(subjects: list[Subject], wanted: list[Figure], runs: int) -> dict[s
 
 
 def _of_runs(figure: Figure, values: list[float]) -> float:
-    return statistics.median(values) if figure.unit == "ms" else min(values, key=figure.cost)
+    return statistics.median(values) if figure.unit in ("ms", "%", "x") else min(values, key=figure.cost)
 
 
 def _rows(wanted: list[Figure], values: dict[str, Values]) -> list[dict[str, Any]]:

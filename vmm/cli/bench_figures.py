@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import guest_images
-from vmm.cli import bench_irqchip, bench_qmp
+from vmm.cli import bench_explore, bench_irqchip, bench_points, bench_qmp
 from vmm.cli.process import GuestLost
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ SNAPSHOTS = 5_000
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One row. `unit`: "ms" (of a start) and "us" (µs) are better small, "/s" is better big. `aim`: what we want to
-    reach."""
+    """One row. `unit`: "ms" (of a start) and "us" (µs) are better small, "/s" and "x" are better big. `aim`: what we
+    want to reach."""
 
     name: str
     what: str
@@ -36,7 +36,7 @@ class Figure:
 
     def cost(self, value: float) -> float:
         """A value as something that is better small."""
-        return 1 / value if self.unit == "/s" else value
+        return 1 / value if self.unit in ("/s", "x") else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +198,16 @@ def irqchip(_: Subject) -> dict[str, float]:
     return bench_irqchip.measure(stretches=3)
 
 
+def exploring(_: Subject) -> dict[str, float]:
+    """The explorer, alone and beside spin."""
+    return bench_explore.measure()
+
+
+def points(_: Subject) -> dict[str, float]:
+    """What the explorer costs where nobody explores."""
+    return bench_points.measure()
+
+
 # --- all of it --------------------------------------------------------------------------------------------------------
 
 EDU = ("-device", "edu")
@@ -266,5 +276,7 @@ GROUPS = (
         explorer,
         comparable=False,
     ),
+    Group("points", tuple(Figure(*row) for row in bench_points.ROWS), points, comparable=False),
+    Group("exploring", tuple(Figure(*row) for row in bench_explore.ROWS), exploring, comparable=False),
     Group("irqchip", tuple(Figure(*row) for row in bench_irqchip.ROWS), irqchip, comparable=False),
 )
