@@ -289,6 +289,7 @@ REPLIES: Final = {
 
 WRITE_MULTI_ENTRY: Final = struct.Struct("<QII8s")
 HEADER: Final = struct.Struct("<HHIII")
+IRQ_SET: Final = struct.Struct("<IIIII")
 REGION_ACCESS: Final = struct.Struct("<QII")
 DMA_ACCESS: Final = struct.Struct("<QQ")
 

@@ -36,7 +36,7 @@ from vmm.vfio_user.events import VfioUserClient
 from vmm.vfio_user.interrupts import consume
 from vmm.vfio_user.protocol import Command
 from vmm.vfio_user.stream import close_all
-from vmm.vfio_user.transport import Connection, PeerGone, listen
+from vmm.vfio_user.transport import AHEAD, Connection, PeerGone, listen
 
 if TYPE_CHECKING:
     from devices.pci.device import PciDevice
@@ -73,6 +73,9 @@ class Server:
         self._handling = 0
         self._frozen = False
         self._stopped = False
+        self._poller = select.poll()
+        self._polled: list[int] = []
+        """What the poller looks at."""
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
             self.endpoint = self._realize()
@@ -149,18 +152,19 @@ class Server:
             self.endpoint.show_fault()
 
     def _poll(self, timeout: float | None) -> set[int]:
-        poller = select.poll()
-        poller.register(self._wake, select.POLLIN)
-        poller.register(self._listener, select.POLLIN)
-        if self._held or (self._connection is not None and self._connection.closed):
-            timeout = 0
-        if self._connection is not None and self._connection.closed:
-            pass  # it is cleared up next
-        elif self._connection is not None:
-            poller.register(self._connection, select.POLLIN)
-            for fd in self.endpoint.watched():
-                poller.register(fd, select.POLLIN)
-        return {fd for fd, _ in poller.poll(None if timeout is None else timeout * 1000)}
+        connection = self._connection
+        wanted = [self._wake, self._listener.fileno()]
+        if connection is not None:
+            if self._held or connection.queue or connection.closed:
+                timeout = 0
+            if not connection.closed:  # or else it is cleared up next
+                wanted += [connection.fileno(), *self.endpoint.watched()]
+        if wanted != self._polled:
+            self._polled = wanted
+            self._poller = select.poll()
+            for fd in wanted:
+                self._poller.register(fd, select.POLLIN)
+        return {fd for fd, _ in self._poller.poll(None if timeout is None else timeout * 1000)}
 
     def _accept(self) -> None:
         try:
@@ -168,7 +172,7 @@ class Server:
         except OSError:  # it went away before we looked, or there is no descriptor left for it
             return
         if self._connection is None:
-            self._connection = Connection(sock)
+            self._connection = Connection(sock, AHEAD)
             self._trace_client(True)
         else:
             sock.close()
@@ -193,6 +197,8 @@ class Server:
                 if message is None:
                     return
                 self._dispatch(connection, message)
+                if connection.drained and not (connection.queue or self._held or connection.closed):
+                    return
         except PeerGone:
             pass
         else:

@@ -93,6 +93,11 @@ class MessageStream:
         self._excess = False
 
     @property
+    def partial(self) -> bool:
+        """A message has begun to come."""
+        return bool(self._buffer)
+
+    @property
     def wanted(self) -> int:
         """How many bytes complete the header, or then the message: who reads no more gets one message at a time."""
         have = len(self._buffer)
@@ -110,6 +115,10 @@ class MessageStream:
         if self.broken:
             close_all(fds)
             return messages
+        if not self._buffer and not self._fds and not fds:
+            data = self._feed_whole(data, messages)
+            if not data:
+                return messages
         buffer = self._buffer
         buffer += data
         while len(buffer) >= HEADER_SIZE:
@@ -137,6 +146,17 @@ class MessageStream:
         if self.broken:
             self.close()
         return messages
+
+    def _feed_whole(self, data: bytes, messages: list[Message]) -> bytes:
+        """The short way for whole messages without descriptors; what is left for the long one."""
+        at, end = 0, len(data)
+        while end - at >= HEADER_SIZE:
+            msg_id, command, size, flags, error = HEADER.unpack_from(data, at)
+            if size > end - at or size < HEADER_SIZE or size > self.max_size or flags & TYPE_MASK > TYPE_REPLY:
+                break
+            messages.append(Message(msg_id, command, flags, error, data[at + HEADER_SIZE : at + size], []))
+            at += size
+        return data[at:]
 
     def _keep(self, new: list[int]) -> None:
         if self._excess or len(self._fds) + len(new) > MAX_FDS:

@@ -1,16 +1,22 @@
 """The one place that touches a socket: messages in, messages out, descriptors with them.
 
 Reading takes the header first and then the rest of its message, so that descriptors are those of the message at
-hand. Each message goes out in one piece if the kernel takes it so, with its descriptors on the first byte.
+hand; or, with `ahead`, whatever is there, and then they are those of the last message that begins in it: the kernel
+ends a read behind bytes that came with descriptors. Each message goes out in one piece if the kernel takes it so, with
+its descriptors on the first byte.
 Ref: unix(7)
 """
 
 from __future__ import annotations
 
 import array
+import contextlib
+import errno
+import os
 import select
 import socket
 import time
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +27,8 @@ from vmm.vfio_user.stream import Message, MessageStream, close_all
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+MAX_PATH = 107
+"""Bytes that the name of a UNIX socket may have."""
 PATIENCE = 5.0
 """Seconds that a peer may take to read what we send, or to answer."""
 
@@ -32,14 +40,26 @@ class PeerGone(ConnectionError):
     """The connection is over: the peer closed it, died, stalled, or sends what cannot be followed."""
 
 
-class Connection:
-    """A connected UNIX stream socket, owned. Every method raises PeerGone once nothing can be exchanged any more."""
+AHEAD = 1 << 16
+"""Bytes that are read at once by who reads ahead."""
 
-    def __init__(self, sock: socket.socket) -> None:
+
+class Connection:
+    """A connected UNIX stream socket, owned. Every method raises PeerGone once nothing can be exchanged any more.
+
+    `ahead`: bytes that may be read beyond the message at hand. Messages that have been read are in `queue`, and no
+    poller knows of them.
+    """
+
+    def __init__(self, sock: socket.socket, ahead: int = 0) -> None:
         sock.setblocking(False)
         self._socket = sock
         self.stream = MessageStream()
         self.closed = False
+        self.ahead = ahead
+        self.queue: deque[Message] = deque()
+        self.drained = False
+        """The last read took all that was there: another one would find nothing, as far as is known."""
 
     def fileno(self) -> int:
         """For pollers; -1 once closed."""
@@ -47,15 +67,22 @@ class Connection:
 
     def receive(self) -> Message | None:
         """The next message; None if it has not come yet, wholly. Does not wait."""
+        if self.queue:
+            return self.queue.popleft()
         stream = self.stream
         while not self.closed and not stream.broken:
+            wanted = self.ahead
+            if not wanted or stream.partial:
+                wanted = max(wanted, stream.wanted)
             try:
-                data, ancillary, flags, _ = self._socket.recvmsg(stream.wanted, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+                data, ancillary, flags, _ = self._socket.recvmsg(wanted, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
             except (BlockingIOError, InterruptedError):
+                self.drained = True
                 return None
             except OSError as error:
                 raise PeerGone(error.errno, error.strerror) from error
-            fds = _descriptors(ancillary)
+            self.drained = len(data) < wanted and not ancillary
+            fds = _descriptors(ancillary) if ancillary else []
             if flags & socket.MSG_CTRUNC:
                 # There was no room for them in our descriptor table; which message they were of is lost with them.
                 close_all(fds)
@@ -65,6 +92,9 @@ class Connection:
                 raise PeerGone("end of file")
             messages = stream.feed(data, fds)
             if messages:
+                if len(messages) > 1:
+                    self.queue.extend(messages)
+                    return self.queue.popleft()
                 return messages[0]
         raise PeerGone("closed, or what came was no message")
 
@@ -82,8 +112,18 @@ class Connection:
         """Send all of `data`, with `fds`, which stay the caller's. A peer that does not read for `patience` is gone."""
         if self.closed:
             raise PeerGone("closed")
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         left = memoryview(data)
+        if not fds:
+            try:
+                sent = self._socket.send(data, socket.MSG_NOSIGNAL)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError as error:
+                raise PeerGone(error.errno, error.strerror) from error
+            if sent == len(data):
+                return
+            left = left[sent:]
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         deadline = time.monotonic() + patience
         while left:
             try:
@@ -107,6 +147,8 @@ class Connection:
         if not self.closed:
             self.closed = True
             self.stream.close()
+            while self.queue:
+                self.queue.popleft().close()
             self._socket.close()
 
 
@@ -145,11 +187,21 @@ def listen(path: str) -> socket.socket:
         else:
             raise InUse(f"{path}: another server listens there; choose another path or end it first", holder=path)
     listener = socket.socket(socket.AF_UNIX)
+    # Who waits for the socket to appear connects at once: it must not appear before somebody listens.
+    early = f"{path}.{os.getpid():x}"
+    if len(os.fsencode(early)) > MAX_PATH:
+        early = path
     try:
-        listener.bind(path)
+        if early != path and place.exists():
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        listener.bind(early)
         listener.listen(1)
+        Path(early).rename(path)
     except OSError as error:
         listener.close()
+        with contextlib.suppress(OSError):
+            if early != path:
+                Path(early).unlink()
         raise ConfigError(f"{path}: cannot listen there: {error.strerror or error}") from error
     listener.setblocking(False)
     return listener
