@@ -20,6 +20,7 @@ EAX, EBX, ECX, EDX = range(4)
 AMD_COUNTERS = range(0xC001_0000, 0xC001_0008)
 """PerfEvtSel[3:0] and PerfCtr[3:0]. Ref: AMD APM vol. 2, 13.2."""
 AMD_EXTENDED_COUNTERS = range(0xC001_0200, 0xC001_020C)
+FREQUENCY_LEAVES = (0x15, 0x16)
 VENDOR_LEAVES = (0, 0x8000_0000)
 
 
@@ -46,7 +47,7 @@ MODELS = {
         "AuthenticAMD",
         0x0F_61,
         "ssse3 cx16 sse4.1 sse4.2 movbe popcnt aes xsave avx f16c rdrand pclmulqdq fsgsbase smep smap erms adx rdtscp "
-        "pdpe1gb lahf-lm abm sse4a 3dnowprefetch",
+        "pdpe1gb lahf-lm abm sse4a 3dnowprefetch invtsc",
     ),
 }
 
@@ -98,6 +99,7 @@ FEATURES = {
         ECX,
         "lahf-lm cmp-legacy svm extapic cr8legacy abm/lzcnt sse4a misalignsse 3dnowprefetch osvw ibs xop skinit wdt",
     ),
+    **_named(0x8000_0007, EDX, ". . . . . . . . invtsc"),
     **_named(0x8000_0008, EBX, ". . . . . . . . . wbnoinvd . . ibpb"),
     **_named(6, EAX, ". . arat"),
 }
@@ -169,6 +171,8 @@ class CpuModel:
 
     def show(self, leaf: int, values: Leaf) -> Leaf:
         """CPUID leaf `leaf` as this model has it."""
+        if leaf in FREQUENCY_LEAVES and self.hides("invtsc"):
+            return 0, 0, 0, 0
         a, b, c, d = (values[r] & ~self._hide.get((leaf, r), 0) for r in range(4))
         if leaf == 1 and self._signature is not None:
             a = self._signature

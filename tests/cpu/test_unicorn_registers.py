@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.support.cpu_guest import SCRATCH, STACK, TABLES, Guest
 from vmm.cpu.engine import ExitReason, Registers, Segment
 from vmm.cpu.unicorn import msr
+from vmm.cpu.unicorn.cpuid import tsc_ratio
 from vmm.errors import EngineError
 
 if TYPE_CHECKING:
@@ -179,6 +180,22 @@ def test_cpuid_shows_what_is_executed_only(shared: Guest) -> None:
     assert not cpuid(shared, 0x8000_0001)[2] & 1 << 2  # SVM
     assert cpuid(shared, 0xD)[0] == 3
     assert cpuid(shared, 0x8000_0008)[0] & 0xFF == 40
+
+
+def test_tsc_is_invariant_and_its_frequency_can_be_computed_in_32_bits(shared: Guest) -> None:
+    assert cpuid(shared, 0x8000_0007)[3] & 1 << 8
+    denominator, numerator, crystal, _ = cpuid(shared, 0x15)
+    assert crystal // 1000 * numerator < 1 << 32
+    assert abs(crystal * numerator / denominator / shared.engine.tsc_hz - 1) < 1e-6
+    assert cpuid(shared, 0x16)[0] == round(shared.engine.tsc_hz / 1e6)
+    assert cpuid(shared, 0x14) == (0, 0, 0, 0)
+
+
+@given(st.floats(1e8, 1e10))
+def test_tsc_ratio_of_any_frequency_is_near_and_small_enough(hz: float) -> None:
+    numerator, denominator = tsc_ratio(hz)
+    assert 0 < numerator * 1_000_000 < 1 << 32
+    assert abs(numerator / denominator * 1e9 / hz - 1) < 1e-5
 
 
 def test_cpuid_beyond_the_last_leaf_repeats_it(shared: Guest) -> None:

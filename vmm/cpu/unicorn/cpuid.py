@@ -5,15 +5,20 @@ The library's default model is a Haswell without what TCG lacks. Corrections, ea
 * BMI1 and BMI2 are announced, but their VEX forms raise #UD (a kernel's decompressor dies of it): off.
 * XSAVE leaf 0xd announces AVX state that CPUID.1 does not have: off.
 * x2APIC, the TSC deadline and TSC_ADJUST are models of ours: on. Hypervisor: on.
+* The TSC is the host's, at one rate for all vCPUs: invariant, and its frequency is in leaves 0x15 and 0x16, so that
+  guests need not measure it, nor doubt it when their host is busy.
 * OSXSAVE follows CR4.
 """
 
 from __future__ import annotations
 
 import ctypes
+from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmm.cpu.unicorn.library import Library
 
 Leaf = tuple[int, int, int, int]
@@ -27,6 +32,15 @@ LEAF7_EBX_CLEAR: Final = 1 << 3 | 1 << 8
 """BMI1, BMI2."""
 LEAF7_EBX_SET: Final = 1 << 1
 """TSC_ADJUST."""
+EXT7_EDX_SET: Final = 1 << 8
+"""Invariant TSC: the host's, at one rate for all vCPUs."""
+TSC_LEAF: Final = 0x15
+FREQUENCY_LEAF: Final = 0x16
+HIGHEST_LEAF: Final = FREQUENCY_LEAF
+CRYSTAL_HZ: Final = 1_000_000_000
+"""What local APIC timers count, before they divide: their models have nanoseconds."""
+_LARGEST_NUMERATOR: Final = ((1 << 32) - 1) // (CRYSTAL_HZ // 1000)
+"""Linux multiplies it by the crystal's kHz in 32 bits."""
 EXT1_ECX_CLEAR: Final = 1 << 2
 """SVM."""
 XCR0_VALID: Final = 0b11
@@ -39,14 +53,16 @@ _SUBLEAVES: Final = {0x4: 4, 0x7: 2, 0xB: 2, 0xD: 63}
 class CpuidTable:
     """Leaves as the engine executes them, before the machine adds its topology. `osxsave` is added by `get`."""
 
-    def __init__(self, library: Library, env: int) -> None:
+    def __init__(self, library: Library, env: int, tsc_hz: Callable[[], float]) -> None:
+        self._tsc_hz = tsc_hz
         self._call = library.cpu_x86_cpuid
         self._env = env
         self._registers = (ctypes.c_uint32 * 4)()
         base = ctypes.addressof(self._registers)
         self._pointers = (base, base + 4, base + 8, base + 12)
         self._cache: dict[int, Leaf] = {}
-        self.limit = self._raw(0, 0)[0]
+        self._engine_limit = self._raw(0, 0)[0]
+        self.limit = max(self._engine_limit, HIGHEST_LEAF)
         self.extended_limit = self._raw(0x8000_0000, 0)[0]
 
     def _raw(self, leaf: int, subleaf: int) -> Leaf:
@@ -72,7 +88,17 @@ class CpuidTable:
 
     def _filter(self, leaf: int, subleaf: int, raw: Leaf) -> Leaf:
         eax, ebx, ecx, edx = raw
-        if leaf == 1:
+        if leaf == 0:
+            eax = self.limit
+        elif leaf == TSC_LEAF:
+            numerator, denominator = tsc_ratio(self._tsc_hz())
+            return denominator, numerator, CRYSTAL_HZ, 0
+        elif leaf == FREQUENCY_LEAF:
+            mhz = round(self._tsc_hz() / 1e6)
+            return mhz, mhz, 0, 0
+        elif self._engine_limit < leaf <= HIGHEST_LEAF:
+            return 0, 0, 0, 0
+        elif leaf == 1:
             ecx = (ecx & ~LEAF1_ECX_CLEAR) | LEAF1_ECX_SET
         elif leaf == 7:
             if subleaf:
@@ -85,4 +111,13 @@ class CpuidTable:
                 return 0, 0, 0, 0
         elif leaf == 0x8000_0001:
             ecx &= ~EXT1_ECX_CLEAR
+        elif leaf == 0x8000_0007:
+            edx |= EXT7_EDX_SET
         return eax, ebx, ecx, edx
+
+
+def tsc_ratio(hz: float) -> tuple[int, int]:
+    """Numerator and denominator of the TSC's frequency over the crystal's, as near as a guest can multiply."""
+    ratio = Fraction(hz / CRYSTAL_HZ)
+    nearest = ratio.limit_denominator(max(1, int(_LARGEST_NUMERATOR / max(float(ratio), 1.0)) - 1))
+    return nearest.numerator, nearest.denominator

@@ -122,7 +122,7 @@ class UnicornEngine:
         self.live_quads = self.live_bytes.cast("Q")
         self.icount = _view(ctypes.c_uint64.from_address(self.cs + at.CS_ICOUNT).value, 4).cast("H")
         self._tsc_hz = 0.0
-        self.cpuid_table = CpuidTable(library, self.env)
+        self.cpuid_table = CpuidTable(library, self.env, lambda: self.tsc_hz)
         holes = [(below, 1 << PHYSICAL_BITS)]
         if above:
             holes = [(below, FOUR_GIB), (FOUR_GIB + above, 1 << PHYSICAL_BITS)]

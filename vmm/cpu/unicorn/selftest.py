@@ -16,6 +16,7 @@ from typing import Final
 
 from vmm.cpu.engine import ExitReason, Registers, Segment
 from vmm.cpu.unicorn import layout as at
+from vmm.cpu.unicorn.cpuid import HIGHEST_LEAF
 from vmm.cpu.unicorn.engine import UnicornEngine
 from vmm.cpu.unicorn.library import REMEDY, Library, load
 from vmm.errors import EngineRefused
@@ -267,7 +268,7 @@ def _check_delivery(engine: UnicornEngine, ram: mmap.mmap, log: list[tuple[str, 
         ("rdmsr", 0x1B, 0),
         ("cpuid", 0, 0x1B),
         ("ack", _VECTOR, 0),
-        ("out", 0x21, 0x0D),
+        ("out", 0x21, HIGHEST_LEAF),
     ]
     if reasons != [ExitReason.HALT, ExitReason.SHUTDOWN] or log != expected:
         raise _refuse(f"events were delivered as {log}, ending with {reasons}")
