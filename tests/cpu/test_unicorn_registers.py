@@ -191,11 +191,11 @@ def test_tsc_is_invariant_and_its_frequency_can_be_computed_in_32_bits(shared: G
     assert cpuid(shared, 0x14) == (0, 0, 0, 0)
 
 
-@given(st.floats(1e8, 1e10))
+@given(st.floats(5e8, 1e10))
 def test_tsc_ratio_of_any_frequency_is_near_and_small_enough(hz: float) -> None:
     numerator, denominator = tsc_ratio(hz)
     assert 0 < numerator * 1_000_000 < 1 << 32
-    assert abs(numerator / denominator * 1e9 / hz - 1) < 1e-5
+    assert abs(numerator / denominator * 1e9 / hz - 1) < 3e-6
 
 
 def test_cpuid_beyond_the_last_leaf_repeats_it(shared: Guest) -> None:

@@ -119,5 +119,5 @@ class CpuidTable:
 def tsc_ratio(hz: float) -> tuple[int, int]:
     """Numerator and denominator of the TSC's frequency over the crystal's, as near as a guest can multiply."""
     ratio = Fraction(hz / CRYSTAL_HZ)
-    nearest = ratio.limit_denominator(max(1, int(_LARGEST_NUMERATOR / max(float(ratio), 1.0)) - 1))
+    nearest = ratio.limit_denominator(max(1, int(_LARGEST_NUMERATOR / ratio) - 1))
     return nearest.numerator, nearest.denominator
