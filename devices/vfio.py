@@ -445,14 +445,12 @@ class VfioDevice:
         """
         kind = flags & DATA_TYPE_MASK
         action = flags & ACTION_TYPE_MASK
-        limit = self._irq_count(index) if 0 <= index < VFIO_PCI_NUM_IRQS else 0
         if (
             not 0 <= index < VFIO_PCI_NUM_IRQS
             or flags & ~(DATA_TYPE_MASK | ACTION_TYPE_MASK)
-            or start < 0
             or count < 0
-            or start >= limit
-            or start + count > limit
+            or not 0 <= start < self._irq_count(index)
+            or start + count > self._irq_count(index)
         ):
             raise os_error(errno.EINVAL, f"{self.name}: irq {index} {start}+{count} flags {flags:#x}")
         size = {VFIO_IRQ_SET_DATA_NONE: 0, VFIO_IRQ_SET_DATA_BOOL: 1, VFIO_IRQ_SET_DATA_EVENTFD: 4}.get(kind)

@@ -1,0 +1,216 @@
+"""VFIO's numbers, the corners of its validation, and the two kinds of hardware under INTx."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from devices import vfio
+from devices.pci import config as cfg
+from devices.pci.device import PciDevice
+from devices.vfio import ExclusiveIntx, VfioDevice
+from tests.support.vfio_board import VfioBoard
+from vmm.memory import IoRegion
+
+NONE, BOOL, TRIGGER = 1, 2, 32
+INTX, REQ = 0, 4
+
+
+class Recorder(PciDevice):
+    """BAR 0 takes accesses of 2 and 4 bytes, and each is written down. A vendor's capability can be written."""
+
+    driver = "recorder"
+    interrupt_pin = 1
+
+    def make_config(self):
+        config = super().make_config()
+        self.vendor = config.add_capability(0x09, bytes(6), b"\xff" * 6) + 2
+        return config
+
+    def realize(self, board):
+        super().realize(board)
+        self.seen = []
+        region = IoRegion("recorder", 64, self._read, self._write, min_access=2, max_access=4)
+        self.register_bar(0, region)
+
+    def _read(self, offset, size):
+        self.seen.append((offset, size))
+        return offset + 1
+
+    def _write(self, offset, size, value):
+        self.seen.append((offset, size, value))
+
+
+class Handler:
+    """Counts what a line brings."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def handler(self) -> None:
+        self.calls += 1
+
+
+def opened(pci_2_3: bool = True, id: str = "h0") -> tuple[VfioBoard, VfioDevice]:
+    board = VfioBoard()
+    board.device_class = lambda _driver: Recorder
+    host = board.host(id, **{"x-pci-2-3": pci_2_3})
+    return board, host.open("test", board.files, board.executor, board.trace)
+
+
+@pytest.fixture
+def device():
+    return opened()[1]
+
+
+def exclusive(level: bool = False) -> tuple[ExclusiveIntx, Handler]:
+    hardware, handler = ExclusiveIntx(), Handler()
+    hardware.handler = handler
+    hardware.line_changed(level)
+    return hardware, handler
+
+
+def test_numbers_are_those_of_linux_vfio_h():
+    regions = (vfio.VFIO_PCI_BAR0_REGION_INDEX, vfio.VFIO_PCI_BAR5_REGION_INDEX, vfio.VFIO_PCI_ROM_REGION_INDEX)
+    assert regions == (0, 5, 6)
+    assert (vfio.VFIO_PCI_CONFIG_REGION_INDEX, vfio.VFIO_PCI_VGA_REGION_INDEX, vfio.VFIO_PCI_NUM_REGIONS) == (7, 8, 9)
+    interrupts = ("INTX", "MSI", "MSIX", "ERR", "REQ")
+    assert [getattr(vfio, f"VFIO_PCI_{name}_IRQ_INDEX") for name in interrupts] == [0, 1, 2, 3, 4]
+    assert vfio.VFIO_PCI_NUM_IRQS == 5
+    kinds = (vfio.VFIO_IRQ_SET_DATA_NONE, vfio.VFIO_IRQ_SET_DATA_BOOL, vfio.VFIO_IRQ_SET_DATA_EVENTFD)
+    actions = tuple(getattr(vfio, f"VFIO_IRQ_SET_ACTION_{name}") for name in ("MASK", "UNMASK", "TRIGGER"))
+    assert (kinds, actions) == ((1, 2, 4), (8, 16, 32))
+    assert (vfio.DATA_TYPE_MASK, vfio.ACTION_TYPE_MASK) == (7, 56)
+
+
+# Regions
+
+
+def test_wide_access_is_split_where_the_region_wants_it_and_no_sooner(device):
+    device.bar_write(0, 4, 4, 0xAABBCCDD)
+    device.bar_write(0, 8, 8, 0x1122334455667788)
+    device.bar_write(0, 2, 2, 0xEEFF)
+    assert device.device.seen == [(4, 4, 0xAABBCCDD), (8, 4, 0x55667788), (12, 4, 0x11223344), (2, 2, 0xEEFF)]
+    device.device.seen.clear()
+    assert device.bar_read(0, 4, 4) == 5
+    assert device.bar_read(0, 8, 8) == 9 | 13 << 32
+    assert device.bar_read(0, 2, 2) == 3
+    assert device.device.seen == [(4, 4), (8, 4), (12, 4), (2, 2)]
+
+
+def test_narrow_access_does_not_reach_the_device(device):
+    device.bar_write(0, 4, 1, 0xAA)
+    assert device.bar_read(0, 4, 1) == 0xFF
+    assert device.device.seen == []
+
+
+def test_bar_that_is_not_there_or_not_decoded_reads_ones_and_swallows_writes(device):
+    device.bar_write(1, 0, 4, 1)
+    assert device.bar_read(1, 0, 2) == 0xFFFF
+    device.config_write(cfg.COMMAND, 2, cfg.COMMAND_IO)
+    device.bar_write(0, 0, 4, 1)
+    assert device.bar_read(0, 0, 4) == 0xFFFFFFFF
+    assert device.device.seen == []
+
+
+# Configuration space
+
+
+def test_writes_beside_what_vfio_keeps_reach_the_device(device):
+    at = device.device.vendor
+    device.config_write(at, 4, 0x44332211)
+    device.config_write(at + 2, 2, 0x8877)
+    assert device.device.config.get(at, 4) == device.config_read(at, 4) == 0x88772211
+
+
+def test_command_is_written_by_bytes_as_by_words(device):
+    device.config_write(cfg.COMMAND, 2, cfg.COMMAND_MEMORY)
+    device.config_write(cfg.COMMAND + 1, 1, cfg.COMMAND_INTX_DISABLE >> 8)
+    assert device.config_read(cfg.COMMAND, 2) == cfg.COMMAND_MEMORY | cfg.COMMAND_INTX_DISABLE
+    device.config_write(cfg.COMMAND, 1, cfg.COMMAND_IO)
+    assert device.config_read(cfg.COMMAND, 2) == cfg.COMMAND_IO | cfg.COMMAND_INTX_DISABLE
+    device.config_write(cfg.COMMAND, 4, cfg.COMMAND_MASTER)
+    assert device.config_read(cfg.COMMAND, 2) == cfg.COMMAND_MASTER
+
+
+def test_reset_keeps_command_as_the_user_has_it(device):
+    device.config_write(cfg.COMMAND, 2, cfg.COMMAND_MEMORY | cfg.COMMAND_MASTER)
+    device.reset()
+    assert device.config_read(cfg.COMMAND, 2) == cfg.COMMAND_MEMORY | cfg.COMMAND_MASTER
+
+
+# Interrupts
+
+
+@pytest.mark.parametrize(("index", "start", "count"), [(INTX, 1, 0), (REQ, 1, 0), (5, 0, 0), (-1, 0, 0), (1, 0, 0)])
+def test_range_that_begins_where_there_is_nothing_is_einval(device, index, start, count):
+    with pytest.raises(OSError, match=rf"\[Errno {errno.EINVAL}\]"):
+        device.set_irqs(NONE | TRIGGER, index, start, count)
+
+
+def test_what_is_refused_is_told_with_the_devices_name():
+    for name in ("h0", "h1"):
+        with pytest.raises(OSError, match=f"{name}: irq 7"):
+            opened(id=name)[1].set_irqs(NONE | TRIGGER, 7, 0, 1)
+
+
+def test_structure_without_data_is_as_long_as_its_header():
+    board, device = opened()
+    fd = board.rig.efd()
+    device.set_irq_eventfd(REQ, TRIGGER, fd)
+    device.set_irqs_ioctl(b"".join(n.to_bytes(4, "little") for n in (20, NONE | TRIGGER, REQ, 0, 1)))
+    assert board.rig.count(fd) == 1
+
+
+def test_request_interrupt_loops_back_and_a_new_eventfd_replaces_the_old():
+    board, device = opened()
+    old, new = board.rig.efd(), board.rig.efd()
+    device.set_irq_eventfd(REQ, TRIGGER, old)
+    device.set_irqs(BOOL | TRIGGER, REQ, 0, 1, b"\0")
+    assert board.rig.count(old) == 0
+    device.set_irqs(BOOL | TRIGGER, REQ, 0, 1, b"\1")
+    assert board.rig.count(old) == 1
+    device.set_irq_eventfd(REQ, TRIGGER, new)
+    device.set_irqs(NONE | TRIGGER, REQ, 0, 1)
+    assert (board.rig.count(old), board.rig.count(new)) == (0, 1)
+    device.set_irq_eventfd(REQ, TRIGGER, -1)
+    assert [board.files.file(fd).ctx.refs for fd in (old, new)] == [1, 1]
+
+
+def test_function_that_nobody_listens_to_is_kept_quiet():
+    board, device = opened()
+    command = device.device.config
+    assert command.get(cfg.COMMAND, 2) & cfg.COMMAND_INTX_DISABLE
+    device.set_irq_eventfd(INTX, TRIGGER, board.rig.efd())
+    assert not command.get(cfg.COMMAND, 2) & cfg.COMMAND_INTX_DISABLE
+    device.set_irqs(NONE | TRIGGER, INTX, 0, 0)
+    assert command.get(cfg.COMMAND, 2) & cfg.COMMAND_INTX_DISABLE
+
+
+def test_exclusive_line_is_taken_while_it_is_high_requested_and_unmasked():
+    hardware, handler = exclusive(level=True)
+    assert (handler.calls, hardware.pending()) == (0, True)
+    hardware.request(masked=True)
+    hardware.line_changed(True)
+    assert handler.calls == 0
+    hardware.unmask()
+    assert handler.calls == 1
+    hardware.line_changed(False)
+    assert (handler.calls, hardware.pending()) == (1, False)
+    hardware.mask()
+    hardware.line_changed(True)
+    assert handler.calls == 1
+
+
+def test_exclusive_line_that_is_free_is_neither_taken_nor_masked():
+    hardware, handler = exclusive()
+    hardware.mask()
+    hardware.unmask()
+    hardware.request(masked=False)
+    hardware.line_changed(True)
+    assert handler.calls == 1
+    hardware.free()
+    hardware.line_changed(True)
+    hardware.unmask()
+    assert handler.calls == 1
