@@ -95,13 +95,14 @@ class Features:
         return payload
 
     def mig_data_read(self, request: Any) -> bytes:
-        """MIG_DATA_READ."""
+        """MIG_DATA_READ. The reply is as long as was asked for, as libvfio-user's client wants it; `size` counts."""
         if self.machine is None:
             raise _invalid("the device cannot be migrated")
         if request.size > self.max_transfer or request.argsz < p.MIG_DATA_SIZE + request.size:
             raise _invalid(f"{request.size} bytes of migration data, argsz {request.argsz}")
         data = self.machine.read(request.size)
-        reply = {"argsz": p.MIG_DATA_SIZE + len(data), "size": len(data), "data": data}
+        padded = data.ljust(request.size, b"\0")
+        reply = {"argsz": p.MIG_DATA_SIZE + len(data), "size": len(data), "data": padded}
         built: bytes = p.MigData.build(reply)
         return built
 
