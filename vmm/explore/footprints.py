@@ -5,7 +5,7 @@ read, in which order, and which it wrote. The next time that the same fields hav
 taken from here, and no code is run: most steps of a search are of this kind. Guards and checks are remembered likewise.
 
 What is remembered is a tree per place: a node names the fields to look at, and their values lead to the next node or to
-the outcome. A step is run again for the first, the eighth, the 64th use ... of what is known of it, from its own past,
+the outcome. A step is run again for the first, the 64th, the 4,096th use ... of what is known of it, from its own past,
 and must do the same: one that depends on something else (a clock, a random number, a Python object that is no State)
 is reported as not deterministic.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vmm.explore.actors import Place, Stage
     from vmm.explore.heap import Heap
 
-AGAIN = frozenset(8**k for k in range(12))
+AGAIN = frozenset(64**k for k in range(8))
 """The uses of an outcome for which its step is run."""
 
 
