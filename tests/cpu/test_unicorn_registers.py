@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.support.cpu_guest import SCRATCH, STACK, TABLES, Guest
 from vmm.cpu.engine import ExitReason, Registers, Segment
 from vmm.cpu.unicorn import msr
-from vmm.cpu.unicorn.cpuid import tsc_ratio
+from vmm.cpu.unicorn.cpuid import BUS_HZ, tsc_ratio
 from vmm.errors import EngineError
 
 if TYPE_CHECKING:
@@ -192,10 +192,11 @@ def test_tsc_is_invariant_and_its_frequency_can_be_computed_in_32_bits(shared: G
 
 
 @given(st.floats(5e8, 1e10))
-def test_tsc_ratio_of_any_frequency_is_near_and_small_enough(hz: float) -> None:
-    numerator, denominator = tsc_ratio(hz)
-    assert 0 < numerator * 1_000_000 < 1 << 32
-    assert abs(numerator / denominator * 1e9 / hz - 1) < 3e-6
+def test_tsc_ratio_of_any_frequency_is_exact_and_the_crystal_near_the_bus(hz: float) -> None:
+    denominator, numerator, crystal = tsc_ratio(hz)
+    assert 0 < numerator * (crystal // 1000) < 1 << 32
+    assert abs(crystal * numerator / denominator / hz - 1) < 1e-6
+    assert abs(crystal / BUS_HZ - 1) < 2e-3
 
 
 def test_cpuid_beyond_the_last_leaf_repeats_it(shared: Guest) -> None:

@@ -37,9 +37,9 @@ EXT7_EDX_SET: Final = 1 << 8
 TSC_LEAF: Final = 0x15
 FREQUENCY_LEAF: Final = 0x16
 HIGHEST_LEAF: Final = FREQUENCY_LEAF
-CRYSTAL_HZ: Final = 1_000_000_000
-"""What local APIC timers count, before they divide: their models have nanoseconds."""
-_LARGEST_NUMERATOR: Final = ((1 << 32) - 1) // (CRYSTAL_HZ // 1000)
+BUS_HZ: Final = 1_000_000_000
+"""What local APIC timers count, before they divide, and what the crystal is as near as can be."""
+_LARGEST_NUMERATOR: Final = 4_200
 """Linux multiplies it by the crystal's kHz in 32 bits."""
 EXT1_ECX_CLEAR: Final = 1 << 2
 """SVM."""
@@ -91,8 +91,7 @@ class CpuidTable:
         if leaf == 0:
             eax = self.limit
         elif leaf == TSC_LEAF:
-            numerator, denominator = tsc_ratio(self._tsc_hz())
-            return denominator, numerator, CRYSTAL_HZ, 0
+            return *tsc_ratio(self._tsc_hz()), 0
         elif leaf == FREQUENCY_LEAF:
             mhz = round(self._tsc_hz() / 1e6)
             return mhz, mhz, 0, 0
@@ -116,8 +115,11 @@ class CpuidTable:
         return eax, ebx, ecx, edx
 
 
-def tsc_ratio(hz: float) -> tuple[int, int]:
-    """Numerator and denominator of the TSC's frequency over the crystal's, as near as a guest can multiply."""
-    ratio = Fraction(hz / CRYSTAL_HZ)
+def tsc_ratio(hz: float) -> tuple[int, int, int]:
+    """Denominator, numerator and crystal of leaf 0x15 for a TSC of `hz`.
+
+    The ratio must be one that a guest can multiply; what it is off by is put into the crystal.
+    """
+    ratio = Fraction(hz / BUS_HZ)
     nearest = ratio.limit_denominator(max(1, int(_LARGEST_NUMERATOR / ratio) - 1))
-    return nearest.numerator, nearest.denominator
+    return nearest.denominator, nearest.numerator, round(hz / 1000 / nearest) * 1000
