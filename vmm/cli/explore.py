@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     explore_search.add_arguments(parser)
     explore_kvm.add_arguments(parser)
     explore_reports.add_arguments(parser)
+    parser.add_argument("--in-machine", action="store_true", help="with --replay: do it on a booted machine, over QMP")
     parser.add_argument("--replay", metavar="SCHEDULE", help="run one order again and tell it")
 
 
@@ -63,6 +64,10 @@ def run(arguments: argparse.Namespace) -> int:
             raise UsageError(f"what is to be explored? A Python file, or one of {', '.join(scenes.shipped())}")
         if arguments.against_kvm:
             return explore_kvm.run(arguments)
+        if arguments.in_machine:
+            from vmm.cli import explore_machine
+
+            return explore_machine.run(arguments)
         explore_kvm.check(arguments)
         explore_reports.check(arguments)
         family = scenes.load(arguments.scenario)

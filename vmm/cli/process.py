@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qemu.qmp import EventListener, QMPClient
+from qemu.qmp import ConnectError, EventListener, QMPClient
 
 from vmm.errors import VintxError
 
@@ -42,11 +42,13 @@ class GuestLost(VintxError):
 class MachineProcess:
     """`async with MachineProcess([...]) as vm`: a running machine with its serial port on a pipe and a QMP client.
 
-    `argv` is the whole command without the serial and monitor options. Leaving the block ends the process.
+    `argv` is the whole command without the serial and monitor options; `typing`: the guest reads what `type` sends.
+    Leaving the block ends the process.
     """
 
-    def __init__(self, argv: list[str], monitor: bool = True) -> None:
+    def __init__(self, argv: list[str], monitor: bool = True, typing: bool = False) -> None:
         self.argv = argv
+        self._stdin = asyncio.subprocess.PIPE if typing else asyncio.subprocess.DEVNULL
         self.lines: list[str] = []
         self.first_output: float | None = None
         """Seconds from exec to the first line of the guest."""
@@ -64,7 +66,7 @@ class MachineProcess:
             argv += ["-qmp", f"unix:{socket},server=on,wait=off"]
         self._started = time.perf_counter()
         self._process = await asyncio.create_subprocess_exec(
-            *argv, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+            *argv, stdin=self._stdin, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
         )
         self._errors = asyncio.ensure_future(self._process.stderr.read())  # type: ignore[union-attr]
         self._reader = asyncio.ensure_future(self._read())
@@ -77,7 +79,17 @@ class MachineProcess:
         self._client = QMPClient("vintx")
         self._deleted = EventListener(names=("DEVICE_DELETED",))
         self._client.register_listener(self._deleted)
-        await self._client.connect(socket)
+        tries = 0
+        while True:
+            try:
+                await self._client.connect(socket)
+                return
+            except ConnectError as error:
+                tries += 1
+                # Between bind and listen the socket is there and refuses.
+                if not isinstance(error.exc, ConnectionRefusedError) or tries == 100 or self._reader.done():
+                    raise
+                await asyncio.sleep(0.01)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
@@ -137,6 +149,13 @@ class MachineProcess:
         match = await self._until(found, seconds, f"line {pattern!r}")
         assert isinstance(match, re.Match)
         return match
+
+    async def type(self, text: str) -> None:
+        """Send input to the guest's serial port. Only of a machine that was made with `typing`."""
+        stream = self._process.stdin
+        assert stream is not None, "made without typing"
+        stream.write(text.encode())
+        await stream.drain()
 
     async def qmp(self, command: str, **arguments: Any) -> Any:
         """Execute a QMP command; underscores in argument names become dashes. ExecuteError if it is refused."""

@@ -222,7 +222,8 @@ def tell(family: Family, scene: str, setup: Setup, choices: Sequence[int], loop:
         standings = (*standings[:n], standing, *standings[n + 1 :])
         done = standing.suspended is None
         results = board.result_of(actor.name) if done and not actor.repeats else ""
-        state = board.describe(), wave(board), board.is_quiet()
+        queue = board.executor
+        state = board.describe(), wave(board), not (queue.pending or queue.running)
         rows.append(Row(n, actor.name, _count(rows, n), results or running[n], step, done, *state))
     if rule is None:
         enabled = stage.enabled(heap, standings)
