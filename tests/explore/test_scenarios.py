@@ -142,7 +142,7 @@ def test_exit_status_tells_held_from_not_finished(capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nonesuch"], "irqfd-life, shared-gsi, thread"),
+        (["nonesuch"], "shared-gsi, thread, unplug"),
         (["thread", "--scene", "nope"], "it has counter-example"),
         (["thread", "--policy", "nope"], "'nope' is not known"),
         (["thread", "--policy", "eoifd-v5", "--era", "3.8"], "do not go together"),
