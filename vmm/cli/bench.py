@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from vmm.cli import bench_explore
+from vmm.cli import bench_explore, bench_linux
 from vmm.cli.bench_figures import GROUPS, Figure, Group, Subject
 from vmm.cli.bench_qmp import NOT_MEASURED, has_qtest
 from vmm.cli.process import program
@@ -71,6 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     console.print(_table(wanted, values))
     console.print(f"beside {qemu.version()}, {qemu.program}" if qemu else NO_QEMU, markup=False)
+    if bench_linux.note() and any(figure.name.startswith("linux-") for figure in wanted):
+        console.print(bench_linux.note(), markup=False)
     if not bench_explore.has_spin() and any(figure.name.endswith("-spin") for figure in wanted):
         console.print(bench_explore.NO_SPIN, markup=False)
     if (

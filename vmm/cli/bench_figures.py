@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import guest_images
-from vmm.cli import bench_explore, bench_irqchip, bench_points, bench_qmp
+from vmm.cli import bench_explore, bench_irqchip, bench_linux, bench_points, bench_qmp
 from vmm.cli.process import GuestLost
 
 if TYPE_CHECKING:
@@ -269,6 +269,9 @@ GROUPS = (
         level("level-user", *VFIO, "vfio-pci,x-host-object=h0,x-no-kvm-intx=on"),
         comparable=False,
     ),
+    Group("Linux", tuple(Figure(*row) for row in bench_linux.ROWS[:2]), bench_linux.boot),
+    Group("Linux at work", tuple(Figure(*row) for row in bench_linux.ROWS[2:5]), bench_linux.work),
+    Group("Linux' hot-plug", tuple(Figure(*row) for row in bench_linux.ROWS[5:]), bench_linux.hotplug),
     Group("exits", tuple(Figure(name, what, "us", aim) for name, what, aim in KINDS), exits),
     Group(
         "explorer",
