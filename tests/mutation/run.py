@@ -39,7 +39,14 @@ ROOT = Path(__file__).parents[2]
 FILES = ("vmm/kernel", "devices/ioapic.py", "devices/vfio.py", "vmm/lines.py")
 NOT_HERE = ("hostkvm", "host_eventfd")
 """The doors to a real /dev/kvm: what they do is the host's to judge."""
-TESTS = ("tests/kernel", "tests/vmm/test_lines.py", "tests/devices", "tests/explore", "tests/conformance")
+TESTS = (
+    "tests/kernel",
+    "tests/vmm/test_lines.py",
+    "tests/devices",
+    "tests/explore",
+    "tests/conformance",
+    "tests/qmp/test_kernel_commands.py",
+)
 SURVIVORS = Path(__file__).with_name("survivors.toml")
 OPTIONS = ("-q", "-x", "--no-header", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:xdist")
 """Plain assertions: pytest's rewriting would load our modules before `Mutated` is asked."""
