@@ -234,9 +234,9 @@ class VfioUserPci(VfioPci):
         if self._take_doorbells(index):
             write = partial(self._bell_write, index, io)
         region = IoRegion(name, size, read, write)
-        if not io and self._map(index):
+        if self._map(index, io):
             self.remote.posted = False  # a write to memory must not overtake one that was posted before it
-            region = IoRegion(name, size, partial(self._mapped_read, index), partial(self._mapped_write, index))
+            region = IoRegion(name, size, partial(self._mapped_read, index), partial(self._mapped_write, index, io))
         if self.msix is not None and self.msix.bar == index:
             try:
                 region = self.msix.wrap(region)
@@ -244,11 +244,11 @@ class VfioUserPci(VfioPci):
                 self.msix = None  # it does not fit into its BAR: the guest sees it, and that it does nothing
         return region
 
-    def _map(self, index: int) -> bool:
+    def _map(self, index: int, io: bool) -> bool:
         """Map what the server lets us map of a BAR. False if that is nothing."""
         write = self._bell_write if index in self._doorbells else self._bar_write
         name = f"{self.id or self.driver} BAR {index}"
-        found = self.remote.regions[index].map(name, partial(self._bar_read, index), partial(write, index, False))
+        found = self.remote.regions[index].map(name, partial(self._bar_read, index), partial(write, index, io))
         if found is not None:
             self._mapped[index] = found
         return found is not None
@@ -257,10 +257,10 @@ class VfioUserPci(VfioPci):
         mapped = self._mapped.get(index)
         return self._bar_read(index, offset, size) if mapped is None else mapped.read(offset, size)
 
-    def _mapped_write(self, index: int, offset: int, size: int, value: int) -> None:
+    def _mapped_write(self, index: int, io: bool, offset: int, size: int, value: int) -> None:
         mapped = self._mapped.get(index)
         if mapped is None:
-            self._bar_write(index, False, offset, size, value)
+            self._bar_write(index, io, offset, size, value)
         else:
             mapped.write(offset, size, value)
 
@@ -439,10 +439,9 @@ class VfioUserPci(VfioPci):
             self._try_again()
             return
         self._watch_socket()
-        for index in range(6):
-            if self._known_sizes[index]:
-                self._take_doorbells(index)
-                self._map(index)
+        for bar in self.bars:
+            self._take_doorbells(bar.index)
+            self._map(bar.index, bar.io)
         self._restore()
         self._enable_interrupts()
         if self.remote.attached:
