@@ -161,6 +161,14 @@ FAULTS = {
     "device": ('    user.assert_intx("nope")', 4, "there is no device 'nope'"),
     "actor": ('    board.at_rest(lambda: board.results("nobody"))', 4, "there is no thread 'nobody'; there are user"),
     "check": ("    board.always(lambda: board.nope)", 4, "AttributeError"),
+    "library": ('    user.run("parse", lambda: __import__("json").loads("{"))', 4, "JSONDecodeError"),
+    "guard": ('    user.assign("e3", when=lambda: 1 / 0)', 4, "ZeroDivisionError"),
+    "misspelt": ('    user.asign("e3")', 4, "no attribute 'asign'"),
+    "no text": (
+        "    board.at_rest(lambda: 42)",
+        4,
+        "a check returns a text that says what is wrong, or None, and not 42",
+    ),
     "errno": ('    user.run("again", lambda: board.vm.irqfd(99, 5))', 4, "OSError"),
     "twice": ('    board.thread("user")', 4, "there is a thread 'user' already"),
 }
@@ -176,6 +184,14 @@ def test_faulty_scenario_is_reported_with_its_line_and_is_no_violation(fault, wr
     error = capsys.readouterr().err
     assert f"mine.py:{line}: " in error
     assert words in error
+
+
+def test_fault_in_a_module_of_the_users_own_is_reported_with_its_file(written, tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "my_calls.py").write_text("def boom():\n    raise KeyError('x')\n")
+    path = written("import my_calls\ndef explore_it(board):\n    board.thread('user').run('boom', my_calls.boom)\n")
+    assert main(["explore", path]) == 2
+    assert re.search(r"my_calls\.py:2: KeyError: 'x'", capsys.readouterr().err)
 
 
 def test_call_that_differs_when_it_is_run_again_is_reported_with_its_line(written):

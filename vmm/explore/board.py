@@ -177,11 +177,11 @@ class Board:
 
     def always(self, check: Check) -> None:
         """Ask `check` in every state: a text says what is wrong, None that nothing is."""
-        self._always = check
+        self._always = _text_or_none(check)
 
     def at_rest(self, check: Check) -> None:
         """Ask `check` wherever nobody can act any more."""
-        self._at_rest = check
+        self._at_rest = _text_or_none(check)
 
     def live(self, rule: str, goal: Callable[[], bool]) -> None:
         """`goal` (pure) comes true again and again, whatever happens; else `rule` is broken."""
@@ -418,3 +418,17 @@ class Board:
             queues += [(f"virqfd {hardware.name}", hardware.intx.events), ("vfio cleanup", hardware.intx.cleanup)]
         for name, queue in queues:
             yield Actor(name, (Operation("work", Worker(self.executor, queue).run, queue.has_next),), repeats=True)
+
+
+def _text_or_none(check: Check) -> Check:
+    """A check that is reported with its line if it returns something else."""
+
+    def checked() -> str | None:
+        said: object = check()
+        if said is None or isinstance(said, str):
+            return said
+        code = getattr(check, "__code__", None)
+        where = f"{code.co_filename}:{code.co_firstlineno}: " if code is not None else ""
+        raise UsageError(f"{where}a check returns a text that says what is wrong, or None, and not {said!r}")
+
+    return checked

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sysconfig
 import time
 import traceback
 from pathlib import Path
@@ -32,6 +33,8 @@ PREFIX = "explore_"
 LIMIT = 200_000
 """States, unless another limit is asked for."""
 REAL = Parts()
+_OURS = tuple(Path(__file__).parents[2] / name for name in ("vmm", "devices", "machine"))
+_LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
 
 
 class ScenarioFault(UsageError):
@@ -133,10 +136,12 @@ class _Blame:
             return
         if isinstance(error, NotDeterministic):
             raise _not_deterministic(self.path, error) from error
-        line = line_in(self.path, error)
+        path, line = self.path, line_in(self.path, error)
+        if not line:
+            path, line = users_line(error)
         if line:
             what = str(error) if isinstance(error, VintxError) else f"{type(error).__name__}: {error}"
-            raise ScenarioFault(self.path, line, what) from error
+            raise ScenarioFault(path, line, what) from error
 
 
 def line_in(path: str, error: BaseException) -> int:
@@ -145,6 +150,22 @@ def line_in(path: str, error: BaseException) -> int:
         return error.lineno or 0
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     return (lines[-1] or 0) if lines else 0
+
+
+def users_line(error: BaseException) -> tuple[str, int]:
+    """File and line of the user's code that an error was raised by, or by a library that it called. Line 0: none of the
+    user's, the innermost code is ours.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    while frames and _is_within(frames[-1].filename, _LIBRARIES) and not _is_within(frames[-1].filename, _OURS):
+        frames.pop()
+    if not frames or _is_within(frames[-1].filename, _OURS):
+        return "", 0
+    return frames[-1].filename, frames[-1].lineno or 0
+
+
+def _is_within(name: str, folders: tuple[Path, ...]) -> bool:
+    return name.startswith("<") or any(Path(name).is_relative_to(folder) for folder in folders)
 
 
 def _not_deterministic(path: str, error: NotDeterministic) -> ScenarioFault:
@@ -239,7 +260,9 @@ def _with_locks(scenario: Scenario, result: Result, limit: int) -> Result:
 
 def blame(family: Family, cause: BaseException) -> None:
     """ScenarioFault if what an operation raised is the scenario's own doing."""
-    line = line_in(family.path, cause)
+    path, line = users_line(cause)
     innermost = traceback.extract_tb(cause.__traceback__)[-1].filename
-    if line and (innermost == family.path or isinstance(cause, (OSError, VintxError))):
-        raise ScenarioFault(family.path, line, f"{type(cause).__name__}: {cause}") from cause
+    if not line and (innermost == family.path or isinstance(cause, (OSError, VintxError))):
+        path, line = family.path, line_in(family.path, cause)
+    if line:
+        raise ScenarioFault(path, line, f"{type(cause).__name__}: {cause}") from cause
