@@ -132,7 +132,7 @@ def test_message_that_came_after_the_poll_but_before_the_eventfd_is_carried_out_
     client.send(p.command_bytes(1, Command.REGION_WRITE, ack, p.FLAG_NO_REPLY))
     os.eventfd_write(resample, 1)
     server = client.server
-    server._poll = lambda _timeout: set(server.endpoint.watched())
+    server._poll = lambda _timeout: list(server.endpoint.watched())
     server.turn()
     del server._poll
     assert signals(trigger) == 0

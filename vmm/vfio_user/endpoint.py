@@ -45,6 +45,8 @@ FAULTS_SHOWN = 10
 """Tracebacks of the device's own code that are written to stderr; a guest could cause any number."""
 _BITMAP_HEADER = 16
 _TAKES_FDS = frozenset({Command.DMA_MAP, Command.DEVICE_SET_IRQS})
+_ACCESS = p.REGION_ACCESS.size
+_NATURAL = frozenset({1, 2, 4})
 
 
 def _invalid(what: str) -> OSError:
@@ -372,12 +374,13 @@ class Endpoint:
             raise _invalid(f"a write in migration state {self.migration.state.name}")
 
     def _region_read(self, message: Message) -> bytes:
-        payload = message.payload[: p.REGION_ACCESS.size]
+        payload = message.payload[:_ACCESS]
         offset, region, count = p.REGION_ACCESS.unpack(payload)
-        self._check_access(region, offset, count)
+        if count > p.MAX_DATA_XFER_SIZE or offset + count > self._sizes.get(region, -1):
+            self._check_access(region, offset, count)
         read = self.device.config_read if region == p.REGION_CONFIG else self._bars[region].read
         try:
-            if count in (1, 2, 4) and not offset & (count - 1):
+            if count in _NATURAL and not offset & (count - 1):
                 value = read(offset, count)
                 if self.trace.on:
                     self.trace.emit(VfioUserRegionRead(self.name, region, offset, count, value))
@@ -394,21 +397,25 @@ class Endpoint:
     def _region_write(self, message: Message) -> bytes:
         payload = message.payload
         offset, region, count = p.REGION_ACCESS.unpack_from(payload)
-        if len(payload) != p.REGION_ACCESS.size + count:
+        if len(payload) != _ACCESS + count:
             raise _invalid(f"{len(payload)} bytes of payload for a write of {count}")
-        self._check_access(region, offset, count)
-        self._check_settled()
+        if count > p.MAX_DATA_XFER_SIZE or offset + count > self._sizes.get(region, -1):
+            self._check_access(region, offset, count)
+        if self.migration is not None:
+            self._check_settled()
         self.writing.append(message)
         try:
-            self._write(region, offset, payload[p.REGION_ACCESS.size :])
+            self._write(region, offset, payload[_ACCESS:])
         finally:
             self.writing.pop()
-        return payload[: p.REGION_ACCESS.size]
+        return payload[:_ACCESS]
 
     def _write(self, region: int, offset: int, data: bytes) -> None:
         write = self.device.config_write if region == p.REGION_CONFIG else self._bars[region].write
+        size = len(data)
+        places = ((offset, size),) if size in _NATURAL and not offset & (size - 1) else _accesses(region, offset, size)
         try:
-            for at, size in _accesses(region, offset, len(data)):
+            for at, size in places:
                 value = int.from_bytes(data[at - offset : at - offset + size], "little")
                 if self.trace.on:
                     self.trace.emit(VfioUserRegionWrite(self.name, region, at, size, value))

@@ -51,6 +51,8 @@ BATCH = 64
 """Messages that are carried out before timers and eventfds get their turn."""
 MAX_DEPTH = 8
 """How deep commands may be carried out inside waits for DMA; the DMA of one that is deeper fails."""
+ACCESSES = frozenset({int(Command.REGION_READ), int(Command.REGION_WRITE), int(Command.REGION_WRITE_MULTI)})
+"""Commands that change nothing about what there is to poll."""
 MAX_HELD = 4096
 """Commands that may be held back; a client that sends more is not one to wait for."""
 
@@ -76,6 +78,9 @@ class Server:
         self._poller = select.poll()
         self._polled: list[int] = []
         """What the poller looks at."""
+        self._changed = True
+        """There may be something else to look at."""
+        self._client_fd = -1
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
             self.endpoint = self._realize()
@@ -125,16 +130,25 @@ class Server:
 
     def turn(self, timeout: float | None = 0) -> None:
         """Wait until there is something to do, for `timeout` seconds at most, and do it."""
-        self._run_timers()
-        due = None if self._frozen else self.clock.next_deadline()
+        clock = self.clock
+        due = None if self._frozen else clock.next_deadline()
         if due is not None:
-            left = max(0, due - self.clock.now()) / 1e9
-            timeout = left if timeout is None else min(timeout, left)
+            self._run_timers()
+            due = clock.next_deadline()
+            if due is not None:
+                left = max(0, due - clock.now()) / 1e9
+                timeout = left if timeout is None else min(timeout, left)
         ready = self._poll(timeout)
-        self._run_timers()
+        if due is not None:
+            self._run_timers()
         if self._connection is not None:
             # Also when only an eventfd is ready: what the client sent before it signalled comes first.
             self._serve(BATCH)
+        if len(ready) > 1 or (ready and ready[0] != self._client_fd):
+            self._attend(ready)
+
+    def _attend(self, ready: list[int]) -> None:
+        """Whatever is readable beside the client's connection."""
         for fd, action in list(self.endpoint.watched().items()):
             if fd in ready and consume(fd):
                 action()
@@ -151,20 +165,26 @@ class Server:
         except Exception:
             self.endpoint.show_fault()
 
-    def _poll(self, timeout: float | None) -> set[int]:
+    def _poll(self, timeout: float | None) -> list[int]:
         connection = self._connection
+        if connection is not None and (self._held or connection.queue or connection.closed):
+            timeout = 0
+        if self._changed:
+            self._changed = False
+            self._look_at(connection)
+        return [fd for fd, _ in self._poller.poll(None if timeout is None else timeout * 1000)]
+
+    def _look_at(self, connection: Connection | None) -> None:
         wanted = [self._wake, self._listener.fileno()]
-        if connection is not None:
-            if self._held or connection.queue or connection.closed:
-                timeout = 0
-            if not connection.closed:  # or else it is cleared up next
-                wanted += [connection.fileno(), *self.endpoint.watched()]
+        self._client_fd = -1
+        if connection is not None and not connection.closed:  # or else it is cleared up next
+            self._client_fd = connection.fileno()
+            wanted += [self._client_fd, *self.endpoint.watched()]
         if wanted != self._polled:
             self._polled = wanted
             self._poller = select.poll()
             for fd in wanted:
                 self._poller.register(fd, select.POLLIN)
-        return {fd for fd, _ in self._poller.poll(None if timeout is None else timeout * 1000)}
 
     def _accept(self) -> None:
         try:
@@ -173,6 +193,7 @@ class Server:
             return
         if self._connection is None:
             self._connection = Connection(sock, AHEAD)
+            self._changed = True
             self._trace_client(True)
         else:
             sock.close()
@@ -207,23 +228,35 @@ class Server:
         self._disconnect(connection)
 
     def _dispatch(self, connection: Connection, message: Message) -> None:
-        if message.is_reply and not message.fault and self._messenger.take_reply(message):
+        if (
+            message.flags & p.TYPE_MASK
+            and message.is_reply
+            and not message.fault
+            and self._messenger.take_reply(message)
+        ):
             return
+        endpoint = self.endpoint
         self._handling += 1
         try:
-            reply = self.endpoint.handle(message)
+            reply = endpoint.handle(message)
         finally:
             self._handling -= 1
-        fds, self.endpoint.reply_fds = self.endpoint.reply_fds, []
-        try:
-            if reply is not None and message.wants_reply:
-                connection.send(reply, fds)
-        finally:
-            close_all(fds)
-        if self.endpoint.rejected:
+        if message.command not in ACCESSES:
+            self._changed = True
+        if endpoint.reply_fds:
+            fds, endpoint.reply_fds = endpoint.reply_fds, []
+            try:
+                if reply is not None:
+                    connection.send(reply, fds)
+            finally:
+                close_all(fds)
+        elif reply is not None:
+            connection.send(reply)
+        if endpoint.rejected:
             raise PeerGone("the client did not negotiate")
 
     def _disconnect(self, connection: Connection | None) -> None:
+        self._changed = True
         if connection is not None:
             connection.close()
         if self._connection is connection:

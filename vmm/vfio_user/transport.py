@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm.errors import ConfigError, InUse
-from vmm.vfio_user.protocol import SCM_MAX_FD
+from vmm.vfio_user.protocol import HEADER, HEADER_SIZE, SCM_MAX_FD, TYPE_MASK, TYPE_REPLY
 from vmm.vfio_user.stream import Message, MessageStream, close_all
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ MAX_PATH = 107
 PATIENCE = 5.0
 """Seconds that a peer may take to read what we send, or to answer."""
 
+# As plain numbers: an IntFlag makes another IntFlag of each operation.
+_CTRUNC, _CLOEXEC, _NOSIGNAL = int(socket.MSG_CTRUNC), int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_NOSIGNAL)
 _ANCILLARY = socket.CMSG_SPACE(4 * SCM_MAX_FD)
 """With room for that many descriptors none is ever cut off."""
 
@@ -40,7 +42,7 @@ class PeerGone(ConnectionError):
     """The connection is over: the peer closed it, died, stalled, or sends what cannot be followed."""
 
 
-AHEAD = 1 << 16
+AHEAD = 1 << 13
 """Bytes that are read at once by who reads ahead."""
 
 
@@ -75,15 +77,21 @@ class Connection:
             if not wanted or stream.partial:
                 wanted = max(wanted, stream.wanted)
             try:
-                data, ancillary, flags, _ = self._socket.recvmsg(wanted, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+                data, ancillary, flags, _ = self._socket.recvmsg(wanted, _ANCILLARY, _CLOEXEC)
             except (BlockingIOError, InterruptedError):
                 self.drained = True
                 return None
-            except OSError as error:
-                raise PeerGone(error.errno, error.strerror) from error
-            self.drained = len(data) < wanted and not ancillary
+            except OSError as failure:
+                raise PeerGone(failure.errno, failure.strerror) from failure
+            length = len(data)
+            self.drained = length < wanted and not ancillary
+            if self.drained and length >= HEADER_SIZE and not stream.partial:
+                # One whole message, as nearly always: the short way.
+                msg_id, command, size, kind, error = HEADER.unpack_from(data)
+                if size == length and kind & TYPE_MASK <= TYPE_REPLY:
+                    return Message(msg_id, command, kind, error, data[HEADER_SIZE:], [])
             fds = _descriptors(ancillary) if ancillary else []
-            if flags & socket.MSG_CTRUNC:
+            if flags & _CTRUNC:
                 # There was no room for them in our descriptor table; which message they were of is lost with them.
                 close_all(fds)
                 raise PeerGone("descriptors were lost")
@@ -112,22 +120,22 @@ class Connection:
         """Send all of `data`, with `fds`, which stay the caller's. A peer that does not read for `patience` is gone."""
         if self.closed:
             raise PeerGone("closed")
-        left = memoryview(data)
+        sent = 0
         if not fds:
             try:
-                sent = self._socket.send(data, socket.MSG_NOSIGNAL)
+                sent = self._socket.send(data, _NOSIGNAL)
             except (BlockingIOError, InterruptedError):
-                sent = 0
+                pass
             except OSError as error:
                 raise PeerGone(error.errno, error.strerror) from error
             if sent == len(data):
                 return
-            left = left[sent:]
+        left = memoryview(data)[sent:]
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         deadline = time.monotonic() + patience
         while left:
             try:
-                sent = self._socket.sendmsg([left], ancillary, socket.MSG_NOSIGNAL)
+                sent = self._socket.sendmsg([left], ancillary, _NOSIGNAL)
             except (BlockingIOError, InterruptedError):
                 if not self._poll(select.POLLOUT, deadline - time.monotonic()):
                     raise PeerGone("the peer does not read") from None
