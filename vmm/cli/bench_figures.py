@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import guest_images
-from vmm.cli import bench_explore, bench_irqchip, bench_linux, bench_points, bench_qmp
+from vmm.cli import bench_explore, bench_irqchip, bench_linux, bench_points, bench_qmp, bench_vfio_user
 from vmm.cli.process import GuestLost
 
 if TYPE_CHECKING:
@@ -193,6 +193,11 @@ def explorer(_: Subject) -> dict[str, float]:
     return {"snapshot": (time.perf_counter() - began) / SNAPSHOTS * 1e6}
 
 
+def vfio_user(_: Subject) -> dict[str, float]:
+    """Accesses and interrupts of a served device, beside libvfio-user's C sample."""
+    return bench_vfio_user.measure()
+
+
 def irqchip(_: Subject) -> dict[str, float]:
     """Operations of the irqchip, on the model and on this machine's KVM."""
     return bench_irqchip.measure(stretches=3)
@@ -281,5 +286,6 @@ GROUPS = (
     ),
     Group("points", tuple(Figure(*row) for row in bench_points.ROWS), points, comparable=False),
     Group("exploring", tuple(Figure(*row) for row in bench_explore.ROWS), exploring, comparable=False),
+    Group("vfio-user", tuple(Figure(*row) for row in bench_vfio_user.ROWS), vfio_user, comparable=False),
     Group("irqchip", tuple(Figure(*row) for row in bench_irqchip.ROWS), irqchip, comparable=False),
 )

@@ -20,6 +20,7 @@ import tempfile
 import time
 from typing import NamedTuple
 
+from vmm.cli.process import GuestLost
 from vmm.errors import UsageError
 from vmm.vfio_user import protocol as p
 from vmm.vfio_user.protocol import Command
@@ -92,7 +93,7 @@ class _server:  # noqa: N801 (used like a function)
             except (FileNotFoundError, ConnectionRefusedError):
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     self.__exit__()
-                    raise UsageError(f"{self._path}: no vfio-user server there") from None
+                    raise GuestLost(f"{self._path}: no vfio-user server there", "") from None
                 time.sleep(0.01)
             else:
                 return self._client
@@ -120,7 +121,7 @@ class _Client:
             self.socket.sendall(message)
         reply = self.socket.recv(1 << 16)
         if int.from_bytes(reply[8:12], "little") & p.FLAG_ERROR:
-            raise UsageError(f"the server refuses command {command}: errno {int.from_bytes(reply[12:16], 'little')}")
+            raise GuestLost(f"the server refuses command {command}: errno {int.from_bytes(reply[12:16], 'little')}", "")
         return reply
 
     def read_us(self, target: Target, count: int) -> float:
@@ -139,7 +140,7 @@ class _Client:
         return statistics.median(times) / 1e3
 
     def posted_us(self, target: Target, count: int) -> float:
-        """Microseconds of a posted write: that of the best bunch."""
+        """Microseconds of a posted write, by the median of the bunches."""
         send, recv = self.socket.send, self.socket.recv
         write = _posted(target.region, target.offset, 0, target.size)
         fence = p.command_bytes(3, Command.REGION_READ, p.REGION_ACCESS.pack(target.offset, target.region, target.size))
@@ -154,7 +155,7 @@ class _Client:
         return statistics.median(times) / 1e3 / BUNCH
 
     def interrupts(self, count: int) -> float:
-        """Level interrupts of edu a second."""
+        """Level interrupts of edu a second, by the median of their times."""
         trigger = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
             irq_set = {"argsz": p.IRQ_SET_SIZE, "index": p.IRQ_INTX, "start": 0, "count": 1, "data": b""}
@@ -166,16 +167,18 @@ class _Client:
             poller = select.poll()
             poller.register(trigger, select.POLLIN)
             send, recv = self.socket.send, self.socket.recv
-            began = time.perf_counter()
+            times = []
             for _ in range(count):
+                began = time.perf_counter_ns()
                 send(up)
                 if not poller.poll(1000 * _PATIENCE_S):
-                    raise UsageError("the interrupt did not come")
+                    raise GuestLost("vfio-user: an interrupt did not come", "")
                 os.eventfd_read(trigger)
                 send(down)
                 send(unmask)
                 recv(4096)
-            return count / (time.perf_counter() - began)
+                times.append(time.perf_counter_ns() - began)
+            return 1e9 / statistics.median(times)
         finally:
             os.close(trigger)
 
