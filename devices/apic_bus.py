@@ -189,7 +189,7 @@ class ApicBus(order.State):
                 slots = self._slots(dest)
                 if lowest:
                     slots = self._lowest(slots, vector)
-                return sum(a.accept(delivery_mode, vector, level_trigger, level, reached) for a in slots if a)
+                return _accept_each(slots, delivery_mode, vector, level_trigger, level, reached)
         elif not logical and lowest:
             # As lowest priority there is nothing to choose from: everybody takes it. With the hint one still does, and
             # whatever the mode was, it is fixed now.
@@ -215,7 +215,7 @@ class ApicBus(order.State):
             members = self._lowest([a for a in members if a is not None and a.software_enabled], vector)
         if not members:
             return -1
-        return sum(a.accept(delivery_mode, vector, level_trigger, level, reached) for a in members if a)
+        return _accept_each(members, delivery_mode, vector, level_trigger, level, reached)
 
     def _lowest(self, members: list[LapicCore | None], vector: int) -> list[LapicCore | None]:
         """The one of `members` that a lowest-priority message goes to. Hashing counts places that nobody has, too:
@@ -315,6 +315,24 @@ class ApicBus(order.State):
         self.slots = slots
         self.by_id = by_id
         return by_id
+
+
+def _accept_each(
+    members: list[LapicCore | None],
+    delivery_mode: int,
+    vector: int,
+    level_trigger: bool,
+    level: bool,
+    reached: dict[int, int] | None,
+) -> int:
+    """How many take it. Others may act between one and the next, so the place is kept in a local."""
+    taken = i = 0
+    while i < len(members):
+        lapic = members[i]
+        i += 1
+        if lapic is not None:
+            taken += lapic.accept(delivery_mode, vector, level_trigger, level, reached)
+    return taken
 
 
 def _index(lapic: LapicCore) -> int:

@@ -163,14 +163,17 @@ class KvmIoApic(IoApic):
             reached=self.rtc_cpus if tick else None,
         )
         if tick:
-            # Never the raw value: it may be -1 (Linux 5678de3f1501, CVE-2014-0155).
-            self.rtc_pending = max(ret, 0)
+            self.await_ticks(ret)
         if ret and level:
             # Also after "no destination" (-1) of the slow path, as the kernel has it.
             self.redir[pin] = entry | REMOTE_IRR
             if self.trace.on:
                 self.trace.emit(IoapicSetRemoteIrr(pin))
         return ret
+
+    def await_ticks(self, delivered: int) -> None:
+        """So many CPUs have an RTC tick to end. Never the raw value, which may be -1 (5678de3f1501, CVE-2014-0155)."""
+        self.rtc_pending = max(delivered, 0)
 
     # EOI.
 

@@ -285,7 +285,7 @@ class VfioIntx(State):
         if ctx is None:
             if not self.virq_disabled:
                 self.hardware.unmask()
-        elif ctx.masked and not self.virq_disabled:
+        elif self.may_unmask(ctx):
             if order.hook is not None:
                 ctx.touch("vfio_pci_intx_unmask_handler")
             again = self.hardware.pending()
@@ -296,6 +296,10 @@ class VfioIntx(State):
                 self.trace.emit(VfioIntxUnmask(self.name, again))
         self.irqlock.release()
         return again
+
+    def may_unmask(self, ctx: IntxContext) -> bool:
+        """There is a mask to take back, and the guest has not disabled INTx."""
+        return ctx.masked and not self.virq_disabled
 
     def set_virq_disabled(self, disabled: bool) -> None:
         """The guest wrote INTx disable of COMMAND. (vfio_basic_config_write)"""

@@ -130,9 +130,12 @@ class Irqfd(Mortal):
             ctx.take()
         if order.hook is not None:
             order.hook("irqfd.wakeup.drained", self)
-        # An irqfd that is being shut down goes by the work, which the shutdown flushes.
-        if not self.active or not self.inject_in_atomic():
+        if not self.may_inject_at_once() or not self.inject_in_atomic():
             self.inject_work.schedule()
+
+    def may_inject_at_once(self) -> bool:
+        """One that is being shut down goes by the work, which the shutdown flushes."""
+        return self.active
 
     def inject_in_atomic(self) -> bool:
         """Inject without sleeping; False (-EWOULDBLOCK) unless the GSI's only route is a message.
@@ -487,13 +490,17 @@ class Irqfds(State):
                     if self.matches(item, ctx, gsi):
                         if not self.may_deassign(item):
                             raise os_error(errno.EBUSY, f"{item!r} is still bound")
-                        item.route = None
+                        self.forget_route(item)
                         item.deactivate()
         finally:
             ctx.put()
         if order.hook is not None:
             order.hook("irqfd.deassign.flush", self)
         self.cleanup_queue.flush()
+
+    def forget_route(self, irqfd: Irqfd) -> None:
+        """Nobody renews what it cached from here on, so it has to ask."""
+        irqfd.route = None
 
     def matches(self, item: Irqfd, ctx: EventfdCtx, gsi: int) -> bool:
         """A deassign of eventfd and GSI means this irqfd, resampling or not."""

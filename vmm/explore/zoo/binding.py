@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, ClassVar
 
+from devices.apic_bus import MSI_BASE
 from vmm import order
 from vmm.explore.board import Parts
 from vmm.explore.parts import GSI
@@ -12,8 +13,8 @@ from vmm.explore.scenes import Setup
 from vmm.explore.zoo import Bug
 from vmm.kernel.eoifd import EoiIrqfds
 from vmm.kernel.files import os_error
-from vmm.kernel.gsi import KVM_IRQFD_RESAMPLE_IRQ_SOURCE_ID
-from vmm.kernel.irqfd import Irqfds
+from vmm.kernel.gsi import KVM_IRQFD_RESAMPLE_IRQ_SOURCE_ID, Route
+from vmm.kernel.irqfd import Irqfd, Irqfds
 from vmm.kernel.kvm import Vm
 
 if TYPE_CHECKING:
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
 
     from vmm.explore.board import Board
     from vmm.kernel.files import EventfdCtx, File
-    from vmm.kernel.gsi import Route
-    from vmm.kernel.irqfd import Irqfd, Resampler
+    from vmm.kernel.irqfd import Resampler
 
 NOW = Setup("resample")
+OLD = 0x61
+"""The vector of a message."""
 
 
 class PutsWhatItHasNot(EoiIrqfds):
@@ -208,6 +210,43 @@ def rerouted_in_service(board: Board) -> None:
     board.at_rest(masked)
 
 
+class GoesByOldRoute(Irqfd):
+    """One that is being shut down injects by the message that it has cached."""
+
+    WIRING: ClassVar[tuple[str, ...]] = ()
+    BOOKKEEPING: ClassVar[tuple[str, ...]] = ()
+    __slots__ = ()
+
+    def may_inject_at_once(self) -> bool:
+        return True
+
+
+class KeepsRoute(Irqfds):
+    """Deassign leaves what the irqfd cached, though a change of routes does not reach it any more."""
+
+    __slots__ = ()
+    irqfd_class = GoesByOldRoute
+
+    def forget_route(self, irqfd: Irqfd) -> None:
+        pass
+
+
+def rerouted_while_deassigned(board: Board) -> None:
+    """The GSI's message is replaced while its irqfd is deassigned, and then the eventfd is signalled."""
+    vm, lapic = board.vm, board.chips.lapics[0]
+    vm.set_gsi_routing([Route.msi(GSI, MSI_BASE, OLD)])
+    vm.irqfd(board.fd("e1"), GSI)
+    board.thread("user").deassign("e1")
+    other = board.thread("other")
+    other.run("another message", lambda: vm.set_gsi_routing([Route.msi(GSI, MSI_BASE, OLD + 1)]))
+    other.signal("e1")
+
+    def old() -> str | None:
+        return "S6: an event came by the message that was replaced before" if lapic.irr >> OLD & 1 else None
+
+    board.at_rest(old)
+
+
 BUGS = (
     Bug(
         "Z06",
@@ -276,5 +315,14 @@ BUGS = (
         NOW,
         Setup("resample", None, None, Parts(vm=LowersMoved)),
         "what is held high moves with its GSI; era 6.18 has the flaw",
+    ),
+    Bug(
+        "Z29",
+        "an irqfd that is going has a route that nobody renews",
+        "the comment in kvm_irqfd_deassign",
+        ("S6",),
+        rerouted_while_deassigned,
+        Setup("resample", None, None, Parts(irqfds=KeepsRoute)),
+        NOW,
     ),
 )
