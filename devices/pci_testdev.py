@@ -7,6 +7,7 @@ Ref: QEMU docs/specs/pci-testdev.rst; kvm-unit-tests lib/pci-testdev.c, which dr
 
 from __future__ import annotations
 
+import mmap
 from typing import TYPE_CHECKING, Any
 
 import construct as c
@@ -15,6 +16,7 @@ from devices.device import Property
 from devices.pci.device import PciDevice
 from vmm.errors import PropertyError
 from vmm.memory import IoRegion
+from vmm.shared_memory import SharedRegion
 
 if TYPE_CHECKING:
     from devices.device import Board
@@ -86,7 +88,8 @@ class _Tests:
 class PciTestdev(PciDevice):
     """`-device pci-testdev`: BAR0 is memory, BAR1 is I/O, and BAR2 memory of `membar` bytes if asked for.
 
-    All three kinds of test count in the device: there is no ioeventfd that could take the writes away.
+    All three kinds of test count in the device: there is no ioeventfd that could take the writes away. A client of a
+    served one may map BAR2.
     """
 
     driver = "pci-testdev"
@@ -102,7 +105,6 @@ class PciTestdev(PciDevice):
         super().__init__(id, **values)
         self._memory = _Tests(0, "mmio", MEMORY_OFFSET)
         self._io = _Tests(3, "portio", IO_OFFSET)
-        self._backing = bytearray()
 
     def realize(self, board: Board) -> None:
         super().realize(board)
@@ -117,23 +119,27 @@ class PciTestdev(PciDevice):
                 raise PropertyError(
                     f"Property '{self.driver}.membar' doesn't take value '{size}'", self.driver, "membar"
                 )
-            self._backing = bytearray(size if backed else 0)
-            stub = IoRegion("pci-testdev-membar", size, self._backing_read, self._backing_write)
+            stub = self._backed(size) if backed else IoRegion("pci-testdev-membar", size, lambda *_: 0, lambda *_: None)
             self.register_bar(2, stub, mem64=True, prefetchable=True)
 
-    def unrealize(self) -> None:
-        super().unrealize()
-        self._backing = bytearray()
+    def _backed(self, size: int) -> IoRegion:
+        """Memory that another process may map, if it is made of pages."""
+        if size % mmap.PAGESIZE:
+            data = bytearray(size)
+
+            def read(offset: int, length: int) -> int:
+                return int.from_bytes(data[offset : offset + length], "little")
+
+            def write(offset: int, length: int, value: int) -> None:
+                data[offset : offset + length] = value.to_bytes(length, "little")
+
+            return IoRegion("pci-testdev-membar", size, read, write)
+        shared = SharedRegion("pci-testdev-membar", size)
+        self.holdings.hold("memory", shared.name, shared.close)
+        return shared
 
     def reset(self) -> None:
         """No test is selected."""
         super().reset()
         self._memory.reset()
         self._io.reset()
-
-    def _backing_read(self, offset: int, size: int) -> int:
-        return int.from_bytes(self._backing[offset : offset + size], "little")
-
-    def _backing_write(self, offset: int, size: int, value: int) -> None:
-        if self._backing:
-            self._backing[offset : offset + size] = value.to_bytes(size, "little")
