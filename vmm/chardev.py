@@ -481,15 +481,17 @@ class PtyBackend(FdBackend):
 def _open(id: str, path: str, mode: Literal["ab", "wb"]) -> BinaryIO:
     try:
         return open(path, mode)  # noqa: PTH123  (a user's path, as it is; and pathlib takes long to import)
-    except OSError as error:
-        raise ConfigError(f"chardev {id}: cannot open '{path}': {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"chardev {id}: cannot open '{path}': {reason}") from error
 
 
 def _os_open(id: str, path: str, flags: int) -> int:
     try:
         return os.open(path, flags, 0o666)
-    except OSError as error:
-        raise ConfigError(f"chardev {id}: cannot open '{path}': {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"chardev {id}: cannot open '{path}': {reason}") from error
 
 
 def _is_open(fd: int) -> bool:

@@ -5,6 +5,7 @@ Ref: daemon(7); QEMU os-posix.c: what the parent reports, and when descriptors 0
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from vmm.errors import ConfigError, UsageError
@@ -51,6 +52,7 @@ def give_up_rights(chroot: str | None, user: str | None) -> None:
     """`-run-with`: what was opened stays open. ConfigError if it cannot be done."""
     ids = None if user is None else _user(user)
     if chroot is not None:
+        _import_all()
         try:
             os.chroot(chroot)
             os.chdir("/")
@@ -64,6 +66,23 @@ def give_up_rights(chroot: str | None, user: str | None) -> None:
             os.setuid(uid)
         except OSError as error:
             raise ConfigError(f"-run-with user={user}: {error.strerror}") from error
+
+
+def _import_all() -> None:
+    """Import now what is imported when it is first used: later there are no files to import it from."""
+    import importlib
+    import pkgutil
+
+    import devices
+    import machine
+    import vmm
+
+    apart = ("vmm.cli.", "vmm.explore", "vmm.dispute", "vmm.pytest_plugin", "vmm.vectors", "vmm.qmp.document")
+    for package in (devices, machine, vmm):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.startswith(apart):
+                with contextlib.suppress(ImportError):  # a device whose library is not here
+                    importlib.import_module(module.name)
 
 
 def _user(text: str) -> tuple[int, int, list[int]]:

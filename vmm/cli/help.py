@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm import VERSION
+from vmm.block_graph import DRIVERS
 from vmm.cli.config import PROGRAM
 from vmm.errors import UsageError
 
@@ -36,9 +37,17 @@ def text_of(request: HelpRequest) -> str:
         "chardev": _chardevs,
         "netdev": _netdevs,
         "trace": _events,
-        "d": lambda _: "Log items: none; -trace PATTERN writes events\n",
+        "blockdev": lambda _: "Supported block drivers:\n" + "".join(f"  {name}\n" for name in DRIVERS),
+        "d": _log_items,
     }
     return topics[request.topic](request.name)
+
+
+def _log_items(_: str) -> str:
+    from vmm.cli.launch import LOG_ITEMS
+
+    lines = ["Log items (comma separated):", *(f"{name:<16} {events}" for name, events in LOG_ITEMS.items())]
+    return "\n".join([*lines, "trace:PATTERN    the events of a pattern; -trace help lists them"]) + "\n"
 
 
 def _machines(name: str) -> str:

@@ -109,8 +109,9 @@ def _save(path: str, read: Callable[[int, int], bytes], address: int, size: int)
         with open(path, "wb") as file:  # noqa: PTH123  (a user's path, as it is)
             for start in range(address, address + size, _PIECE):
                 file.write(read(start, min(_PIECE, address + size - start)))
-    except OSError as error:
-        raise ConfigError(f"Could not open '{path}': {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"Could not open '{path}': {reason}") from error
 
 
 _MEMORY = (Arg("val", INT, doc="address"), Arg("size", INT, doc="bytes"), Arg("filename", STR, doc="the file to write"))
