@@ -202,6 +202,10 @@ class Board:
         self._states.append(timer)
         self._guests.append(Actor("timer", (Operation("expire", timer.expire, timer.is_armed),), repeats=True))
 
+    def worker(self, name: str, function: Callable[[], object], ready: Guard) -> None:
+        """One more that acts again and again, whenever it is `ready`; it must not make objects."""
+        self._guests.append(Actor(name, (Operation(name, function, ready),), repeats=True))
+
     def pool(self, *workers: Actor) -> None:
         """Other workers than one for each queue."""
         self._workers = workers
