@@ -47,7 +47,8 @@ MODELS = {
         "AuthenticAMD",
         0x0F_61,
         "ssse3 cx16 sse4.1 sse4.2 movbe popcnt aes xsave avx f16c rdrand pclmulqdq fsgsbase smep smap erms adx rdtscp "
-        "pdpe1gb lahf-lm abm sse4a 3dnowprefetch invtsc",
+        "pdpe1gb lahf-lm abm sse4a 3dnowprefetch invtsc spec-ctrl "
+        "arch-capabilities",
     ),
 }
 
@@ -90,7 +91,12 @@ FEATURES = {
         "avx512ifma pcommit clflushopt clwb intel-pt avx512pf avx512er avx512cd sha-ni avx512bw avx512vl",
     ),
     **_named(7, ECX, ". . umip pku ospke waitpkg . . gfni vaes . . . . . . la57 . . . . . rdpid"),
-    **_named(7, EDX, ". . . . fsrm . . . . . md-clear . . . serialize . . . pconfig . . . . . . . spec-ctrl stibp"),
+    **_named(
+        7,
+        EDX,
+        ". . . . fsrm . . . . . md-clear . . . serialize . . . pconfig . . . . . . . spec-ctrl stibp . "
+        "arch-capabilities",
+    ),
     **_named(
         0x8000_0001, EDX, ". . . . . . . . . . . syscall . . . . . . . . nx . mmxext . . fxsr-opt pdpe1gb rdtscp . lm"
     ),

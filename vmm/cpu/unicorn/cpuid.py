@@ -32,6 +32,8 @@ LEAF7_EBX_CLEAR: Final = 1 << 3 | 1 << 8
 """BMI1, BMI2."""
 LEAF7_EBX_SET: Final = 1 << 1
 """TSC_ADJUST."""
+LEAF7_EDX_SET: Final = 1 << 26 | 1 << 29
+"""SPEC_CTRL (with IBPB) and ARCH_CAPABILITIES, which says that there is nothing to mitigate."""
 EXT7_EDX_SET: Final = 1 << 8
 """Invariant TSC: the host's, at one rate for all vCPUs."""
 TSC_LEAF: Final = 0x15
@@ -103,6 +105,7 @@ class CpuidTable:
             if subleaf:
                 return 0, 0, 0, 0
             ebx = (ebx & ~LEAF7_EBX_CLEAR) | LEAF7_EBX_SET
+            edx |= LEAF7_EDX_SET
         elif leaf == 0xD:
             if subleaf == 0:
                 eax, ebx, ecx, edx = XCR0_VALID, 0x240, 0x240, 0

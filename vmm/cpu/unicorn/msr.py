@@ -20,9 +20,12 @@ PLATFORM_ID: Final = 0x17
 EBL_CR_POWERON: Final = 0x2A
 SMI_COUNT: Final = 0x34
 TSC_ADJUST: Final = 0x3B
+SPEC_CTRL: Final = 0x48
+PRED_CMD: Final = 0x49
 UCODE_WRITE: Final = 0x79
 UCODE_REV: Final = 0x8B
 MTRR_CAP: Final = 0xFE
+ARCH_CAPABILITIES: Final = 0x10A
 SYSENTER_CS: Final = 0x174
 SYSENTER_ESP: Final = 0x175
 SYSENTER_EIP: Final = 0x176
@@ -51,6 +54,14 @@ EFER_SCE: Final = 1 << 0
 EFER_LME: Final = 1 << 8
 EFER_LMA: Final = 1 << 10
 EFER_NX: Final = 1 << 11
+
+_SPEC_CTRL_BITS: Final = 0b111
+"""IBRS, STIBP, SSBD."""
+_PRED_CMD_IBPB: Final = 1
+NOT_VULNERABLE: Final = sum(1 << bit for bit in (0, 1, 4, 5, 6, 8, 13, 14, 15, 20, 24, 26, 27, 62))
+"""RDCL_NO, IBRS_ALL, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO,
+RFDS_NO, ITS_NO: translated code has none of these errata, and what a guest does against them would not reach the host's
+CPU. It would cost: two page tables for each process are two TLB flushes for each system call."""
 
 _U64: Final = (1 << 64) - 1
 _PHYSICAL: Final = (1 << 40) - 1
@@ -84,6 +95,7 @@ _CONSTANT: Final[dict[int, int]] = {
     MTRR_CAP: MTRR_COUNT | 1 << 8 | 1 << 10,
     MCG_CAP: BANKS | _MCG_CTL_P,
     PERF_STATUS: 1000 | 4 << 40,
+    ARCH_CAPABILITIES: NOT_VULNERABLE,
 }
 _ZERO_OR_IGNORED: Final = frozenset((EBL_CR_POWERON, DEBUGCTL))
 _PLAIN: Final = frozenset((MTRR_DEF_TYPE, MCG_STATUS, MCG_CTL, UCODE_REV, *_ZERO_OR_IGNORED, *MTRR_FIXED))
@@ -100,7 +112,7 @@ def permission_bitmap() -> bytes:
 
 def power_on() -> dict[int, int]:
     """The MSRs that the library does not keep, as they are after power-on. INIT leaves them as they are."""
-    values = dict.fromkeys((*_PLAIN, TSC_ADJUST), 0)
+    values = dict.fromkeys((*_PLAIN, TSC_ADJUST, SPEC_CTRL), 0)
     values[MCG_CTL] = _U64
     values[UCODE_REV] = 1 << 32
     values.update(dict.fromkeys(range(MTRR_PHYS_BASE0, MTRR_PHYS_BASE0 + 2 * MTRR_COUNT), 0))
@@ -146,6 +158,8 @@ def write(vcpu: UnicornVcpu, number: int, value: int) -> bool | None:
         return True
     if number == UCODE_WRITE:
         return True
+    if number == PRED_CMD:
+        return not value & ~_PRED_CMD_IBPB
     return False if number in _CONSTANT else None
 
 
@@ -180,6 +194,9 @@ def _write_efer(vcpu: UnicornVcpu, value: int) -> bool:
 def _write_kept(vcpu: UnicornVcpu, number: int, value: int) -> bool:
     if number == TSC_ADJUST:
         vcpu.shift_tsc((value - vcpu.msrs[TSC_ADJUST]) & _U64)
+    elif number == SPEC_CTRL:
+        if value & ~_SPEC_CTRL_BITS:
+            return False
     elif number in _ZERO_OR_IGNORED or number == UCODE_REV:
         return value == 0 or number == UCODE_REV
     elif number in MTRR_FIXED:
