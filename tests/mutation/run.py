@@ -42,7 +42,11 @@ NOT_HERE = ("hostkvm", "host_eventfd")
 TESTS = (
     "tests/kernel",
     "tests/vmm/test_lines.py",
-    "tests/devices",
+    "tests/devices/test_ioapic.py",
+    "tests/devices/test_vfio.py",
+    "tests/devices/test_vfio_details.py",
+    "tests/devices/test_vfio_pci.py",
+    "tests/devices/test_reset_lines.py",
     "tests/explore",
     "tests/conformance",
     "tests/qmp/test_kernel_commands.py",
