@@ -61,21 +61,21 @@ CommandRegister = c.BitsSwapped(
 )
 """Ref: PCI 3.0, 6.2.2."""
 
-StatusRegister = c.BitsSwapped(
+StatusRegister = c.ByteSwapped(
     c.BitStruct(
-        c.Padding(3),
-        "interrupt" / c.Flag,
-        "capabilities_list" / c.Flag,
-        "capable_66_mhz" / c.Flag,
-        c.Padding(1),
-        "fast_back_to_back" / c.Flag,
-        "master_data_parity_error" / c.Flag,
-        "devsel_timing" / c.BitsInteger(2, swapped=False),
-        "signaled_target_abort" / c.Flag,
-        "received_target_abort" / c.Flag,
-        "received_master_abort" / c.Flag,
-        "signaled_system_error" / c.Flag,
         "detected_parity_error" / c.Flag,
+        "signaled_system_error" / c.Flag,
+        "received_master_abort" / c.Flag,
+        "received_target_abort" / c.Flag,
+        "signaled_target_abort" / c.Flag,
+        "devsel_timing" / c.BitsInteger(2),
+        "master_data_parity_error" / c.Flag,
+        "fast_back_to_back" / c.Flag,
+        c.Padding(1),
+        "capable_66_mhz" / c.Flag,
+        "capabilities_list" / c.Flag,
+        "interrupt" / c.Flag,
+        c.Padding(3),
     )
 )
 """Ref: PCI 3.0, 6.2.3."""

@@ -52,14 +52,14 @@ MSIX_ENTRY_MASKED = 1
 APIC_WINDOW = 0xFEE
 """Address bits 31:20 of what a local APIC takes. Ref: Intel SDM vol. 3, 11.11.1"""
 
-MsiMessageControl = c.BitsSwapped(
+MsiMessageControl = c.ByteSwapped(
     c.BitStruct(
-        "enable" / c.Flag,
-        "multiple_message_capable" / c.BitsInteger(3, swapped=False),
-        "multiple_message_enable" / c.BitsInteger(3, swapped=False),
-        "address_64" / c.Flag,
-        "per_vector_masking" / c.Flag,
         c.Padding(7),
+        "per_vector_masking" / c.Flag,
+        "address_64" / c.Flag,
+        "multiple_message_enable" / c.BitsInteger(3),
+        "multiple_message_capable" / c.BitsInteger(3),
+        "enable" / c.Flag,
     )
 )
 """Ref: PCI 3.0, 6.8.1.3"""
