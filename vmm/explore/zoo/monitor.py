@@ -258,7 +258,7 @@ class FirstMatch(ResampleList):
             i += 1
 
 
-def _split(board: Board, kind: type[ResampleList] = ResampleList) -> ResampleList:
+def listeners_of(board: Board, kind: type[ResampleList] = ResampleList) -> ResampleList:
     """The GSI is a level-triggered message, and the list hears the EOI."""
     board.vm.set_gsi_routing([Route.msi(GSI, MSI_BASE, LEVEL_MESSAGE)])
     listeners = kind()
@@ -267,7 +267,8 @@ def _split(board: Board, kind: type[ResampleList] = ResampleList) -> ResampleLis
     return listeners
 
 
-def _on_list(board: Board, name: str, listeners: ResampleList) -> None:
+def put_on_list(board: Board, name: str, listeners: ResampleList) -> None:
+    """A device whose unmask eventfd the list tells of EOIs."""
     board.vfio(name, assign=False)
     listeners.insert(GSI, board.ctx(f"{name}.unmask"))
     board.vm.irqfd(board.fd(f"{name}.trigger"), GSI)
@@ -275,9 +276,9 @@ def _on_list(board: Board, name: str, listeners: ResampleList) -> None:
 
 def two_on_a_list(board: Board) -> None:
     """Two devices on a GSI of a split irqchip; the one that was enabled first interrupts."""
-    listeners = _split(board, board.parts.monitor or ResampleList)
-    _on_list(board, "a", listeners)
-    _on_list(board, "b", listeners)
+    listeners = listeners_of(board, board.parts.monitor or ResampleList)
+    put_on_list(board, "a", listeners)
+    put_on_list(board, "b", listeners)
     board.thread("device a").assert_intx("a")
     vcpu = board.thread("vcpu")
     vcpu.interrupt()
@@ -327,7 +328,7 @@ class InsertsFirst(Enabler):
 def refused(board: Board) -> None:
     """The eventfd has an irqfd already, so the ioctl fails."""
     kind: type[Enabler] = board.parts.monitor or Enabler
-    listeners = _split(board)
+    listeners = listeners_of(board)
     board.vm.irqfd(board.fd("e1"), GSI)
     enabler = kind(board, listeners)
     board.state(enabler)
