@@ -76,7 +76,7 @@ class _Station:
     def __init__(self, recipe: Recipe) -> None:
         self.scenario = recipe.scenario()
         self.steps = Footprints(searching.set_up(self.scenario))
-        self.steps.arena.watch()
+        self.steps.open()
         self.first = searching.Node(*self.steps.beginning())
         self.reported: dict[int, int] = {}
         """Marks, and the level in which they were."""
@@ -84,7 +84,7 @@ class _Station:
         """What each shard reported, by its level and first state."""
 
     def close(self) -> None:
-        self.steps.arena.unwatch()
+        self.steps.close()
 
     def do(self, task: Task) -> Report | None:
         """A task. Done twice, it comes to the same."""

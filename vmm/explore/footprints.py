@@ -12,6 +12,7 @@ is reported as not deterministic.
 
 from __future__ import annotations
 
+import gc
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 AGAIN = frozenset(64**k for k in range(8))
 """The uses of an outcome for which its step is run."""
+
+
+COLLECT = 20_000
+"""Steps that are run between two collections: what code makes when it is run may be in cycles."""
 
 
 class Node:
@@ -144,16 +149,30 @@ class Footprints:
         """Run every step, whatever is known, and check what is in the slots."""
         self.acting = -1
         """Whose step is in hand."""
+        self._collected = False
         self.run = 0
         """Steps that were run, those for a check included."""
         self.sums = stage.arena.sums
         self._checks: dict[Callable[[], Any], Any] = {}
 
     def __enter__(self) -> Footprints:
-        self.arena.watch()
+        """Python's collector rests meanwhile: states are many, and none of them is in a cycle."""
+        self._collected = gc.isenabled()
+        gc.disable()
+        self.open()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+        if self._collected:
+            gc.enable()
+
+    def open(self) -> None:
+        """Watch the arena."""
+        self.arena.watch()
+
+    def close(self) -> None:
+        """Leave the classes as they were."""
         self.arena.unwatch()
 
     def beginning(self) -> tuple[Heap, tuple[Standing, ...], int]:
@@ -269,6 +288,8 @@ class Footprints:
         place = standing.place
         self.acting = n
         self.run += 1
+        if not self.run % COLLECT:
+            gc.collect()
         before = arena.padded(heap)
         after, now, name = self.stage.step(heap, n, standing)
         if self.audit:
