@@ -182,6 +182,7 @@ class VfioUserPci(VfioPci):
         try:
             self._take_remote_identity()
             PciDevice.realize(self, board)
+            self.remote.name = self.label  # what traces call it: to them, the device in the other process is this one
             self._messages = Messages(self)
             self._messages.mirror()
         except BaseException:

@@ -13,6 +13,7 @@ import pytest
 from support.linux_shell import boot, needs_linux
 from support.qemu_peer import MEMORY, lacking_qemu, remote
 from support.qemu_peer import boot as boot_qemu
+from vmm.attribution import Attribution
 
 EXAMPLES = Path(__file__).parents[2] / "docs/examples"
 ROUNDS = 5
@@ -67,4 +68,10 @@ def test_linux_in_qemu_has_its_interrupts(thermometer):
 @pytest.mark.linux
 def test_linux_in_vintx_has_its_interrupts(thermometer, vm):
     path, trace = thermometer
-    check(boot(vm, devices=[remote(path, id="vu0")]), trace)
+    shell = boot(vm, devices=[remote(path)], trace=True)
+    check(shell, trace)
+    attribution = Attribution()
+    for record in shell.guest.trace:
+        attribution(record)
+    assert attribution.taken >= ROUNDS
+    assert attribution.unattributed == []
