@@ -335,6 +335,13 @@ CurrentMachineParams = TypedDict(
 
 DataFormat = Literal["utf8", "base64"]
 
+DirtyLimitInfo = TypedDict(
+    "DirtyLimitInfo",
+    {
+        "cpu-index": int,
+    },
+)
+
 class DisplayOptions(TypedDict):
     type: DisplayType
 
@@ -346,6 +353,9 @@ FdsetInfo = TypedDict(
         "fdset-id": int,
     },
 )
+
+class FirmwareLog(TypedDict):
+    log: str
 
 GuestPanicAction = Literal["pause", "poweroff", "run"]
 
@@ -443,6 +453,9 @@ MemoryInfo = TypedDict(
         "plugged-memory": NotRequired[int],
     },
 )
+
+class MigrationCapabilityStatus(TypedDict):
+    state: bool
 
 class MigrationInfo(TypedDict):
     status: NotRequired[MigrationStatus]
@@ -956,11 +969,17 @@ class Execute(Protocol):
     @overload
     def __call__(self, command: Literal["query-stats-schemas"], arguments: dict[str, Any] = ...) -> list[StatsSchema]: ...
     @overload
+    def __call__(self, command: Literal["query-migrate-capabilities"], arguments: dict[str, Any] = ...) -> list[MigrationCapabilityStatus]: ...
+    @overload
+    def __call__(self, command: Literal["query-vcpu-dirty-limit"], arguments: dict[str, Any] = ...) -> list[DirtyLimitInfo]: ...
+    @overload
     def __call__(self, command: Literal["query-fdsets"], arguments: dict[str, Any] = ...) -> list[FdsetInfo]: ...
     @overload
     def __call__(self, command: Literal["query-display-options"], arguments: dict[str, Any] = ...) -> DisplayOptions: ...
     @overload
     def __call__(self, command: Literal["query-vm-generation-id"], arguments: dict[str, Any] = ...) -> GuidInfo: ...
+    @overload
+    def __call__(self, command: Literal["query-firmware-log"], arguments: dict[str, Any] = ...) -> FirmwareLog: ...
     @overload
     def __call__(self, command: Literal["query-replay"], arguments: dict[str, Any] = ...) -> ReplayInfo: ...
     @overload

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmm.errors import QmpError
 from vmm.qmp import types
-from vmm.qmp.command import INT, STR, Arg, CommandGroup, Enum, ListOf, Struct
+from vmm.qmp.command import BOOL, INT, SIZE, STR, Arg, CommandGroup, Enum, ListOf, Struct
 
 if TYPE_CHECKING:
     from vmm.qmp.call import Call
@@ -31,6 +31,12 @@ _EMPTY = {
     "query-tpm": ("TPMInfo", "TPM devices.", (Arg("id", STR),)),
     "query-audiodevs": ("Audiodev", "Sound backends.", (Arg("id", STR),)),
     "query-stats-schemas": ("StatsSchema", "Statistics that there are.", (Arg("provider", STR),)),
+    "query-migrate-capabilities": (
+        "MigrationCapabilityStatus",
+        "What a migration may use.",
+        (Arg("state", BOOL),),
+    ),
+    "query-vcpu-dirty-limit": ("DirtyLimitInfo", "Limits of how fast a vCPU may write.", (Arg("cpu-index", INT),)),
     "query-fdsets": ("FdsetInfo", "Sets of descriptors that were handed over.", (Arg("fdset-id", INT),)),
 }
 
@@ -61,6 +67,16 @@ def query_display_options(call: Call, arguments: Arguments) -> Any:  # noqa: ARG
 def query_vm_generation_id(call: Call, arguments: Arguments) -> Any:  # noqa: ARG001
     """The VM Generation ID device. There is none: always refused."""
     raise QmpError("VM Generation ID device not found")
+
+
+@GROUP.command(
+    "query-firmware-log",
+    Arg("max-size", SIZE, optional=True),
+    returns=Struct((Arg("log", STR),), name="FirmwareLog"),
+)
+def query_firmware_log(call: Call, arguments: Arguments) -> Any:  # noqa: ARG001
+    """What the firmware had to say. There is none: always refused."""
+    raise QmpError("firmware log buffer not found")
 
 
 @GROUP.command(
