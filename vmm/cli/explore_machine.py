@@ -235,7 +235,7 @@ class _Player:
         bound = [names[fd] for item in state["irqfds"] for fd in item["fds"] if fd in names]
         eoifds = [names[fd] for item in state["eoifds"] for fd in item["fds"] if fd in names]
         return in_machine.End(
-            tuple((who, tuple(results)) for who, results in sorted(self.results.items())),
+            tuple((who, tuple(results)) for who, results in sorted(self.results.items()) if results),
             tuple(sorted(bound)),
             tuple(sorted(eoifds)),
             len(state["sources"]) - self.static - self.fillers,

@@ -327,6 +327,13 @@ CASES: Final = (
         sources=None,
     ),
     *(
+        Case(family, "for-ever", "-", ref, (Verdict((MERGED,), (), "E", says),), sources=None)
+        for family, ref, says in (
+            ("shared-gsi", "7a84428af7ca", "Each is served and unmasked again and again, and then all is quiet."),
+            ("mask-eoi", "fef8f2b90edb (6.3)", "Whoever masks the pin meanwhile, the device is served and unmasked."),
+        )
+    ),
+    *(
         Case("mask-eoi", scene, "-", ref, (Verdict((MERGED,), (), grade, says),), sources=None)
         for scene, ref, grade, says in (
             (

@@ -294,7 +294,7 @@ def _rehearse(family: Family, schedule: Schedule, actions: Sequence[Action]) -> 
                     noted.setdefault(str(op.error).partition(":")[0], str(op.error))
         board.executor.drain()
     threads = sorted({actor.name for actor in scenario.actors if not actor.repeats})
-    results = tuple((name, board.results(name)) for name in threads)
+    results = tuple((name, board.results(name)) for name in threads if board.results(name))
     if not any(op.state is not Progress.DONE for op in holder.stopped):
         wrong = board.wrong_at_rest() or (scenario.always() if scenario.always is not None else None)
         if wrong is not None:
