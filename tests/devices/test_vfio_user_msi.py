@@ -291,3 +291,26 @@ def test_memory_of_a_server_that_is_gone_reads_all_ones(board, tmp_path):
     assert board.read(BAR + MEMORY) == 0xFFFF_FFFF
     board.write(BAR + BELL, 1)
     device.unrealize()
+
+
+def test_server_that_returns_gets_messages_memory_and_doorbells_again(board, tmp_path):
+    server = ServerThread(Bells(), tmp_path / "socket")
+    device = board.attach(server.path)
+    board.enable(device)
+    enable_msi(device, vectors=2)
+    server.close()
+    board.turn_until(device, lambda: board.events)
+    assert device.mode == "NONE"
+    server = ServerThread(Bells(), tmp_path / "socket")
+    device._reconnect()
+    assert [name for name, _ in board.events] == ["VFIO_USER_DISCONNECTED", "VFIO_USER_CONNECTED"]
+    assert device.mode == "MSI"
+    board.write(BAR + 4, 1)
+    assert vectors_taken(board, device) == [0x41]
+    board.write(BAR + MEMORY, 9)
+    assert server.server.device.bars[0].region.read(MEMORY, 4) == 9
+    board.write(BAR + BELL, 1)
+    board.turn_until(device, lambda: board.read(BAR + BELL) == 1)
+    device.unrealize()
+    server.close()
+    assert board.ledger.rows() == []
