@@ -130,12 +130,9 @@ class Irqfd(Mortal):
             ctx.take()
         if order.hook is not None:
             order.hook("irqfd.wakeup.drained", self)
-        if not self.may_inject_at_once() or not self.inject_in_atomic():
+        # An irqfd that is being shut down goes by the work, which the shutdown flushes.
+        if not self.active or not self.inject_in_atomic():
             self.inject_work.schedule()
-
-    def may_inject_at_once(self) -> bool:
-        """One that is being shut down goes by the work, which the shutdown flushes."""
-        return self.active
 
     def inject_in_atomic(self) -> bool:
         """Inject without sleeping; False (-EWOULDBLOCK) unless the GSI's only route is a message.

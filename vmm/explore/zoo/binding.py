@@ -217,8 +217,13 @@ class GoesByOldRoute(Irqfd):
     BOOKKEEPING: ClassVar[tuple[str, ...]] = ()
     __slots__ = ()
 
-    def may_inject_at_once(self) -> bool:
-        return True
+    def event(self) -> None:
+        if self.ctx is not None:
+            self.ctx.take()
+        if order.hook is not None:
+            order.hook("irqfd.wakeup.drained", self)
+        if not self.inject_in_atomic():
+            self.inject_work.schedule()
 
 
 class KeepsRoute(Irqfds):
