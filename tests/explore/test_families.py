@@ -5,8 +5,11 @@ A count changes with each point and field of the code that is explored; that is 
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
+from vmm.cli.vintx import main
 from vmm.explore import scenes, zoo
 from vmm.explore.scenes import Setup
 
@@ -67,6 +70,15 @@ def test_scale_enlarges(family, scene):
     result = scenes.run(scenes.load(family), scene, Setup(scale=2)).result
     assert result.finding is None, str(result.finding)
     assert result.states > COUNTS[family, scene]
+
+
+def test_option_enlarges_and_a_schedule_remembers_it(capsys):
+    scene = ["--scene", "moved"]
+    assert main(["explore", "mask-eoi", *scene, "--bug", "Z35", "--scale", "2"]) == 1
+    schedule = re.search(r"again: --replay '(.+)' --bug", capsys.readouterr().out).group(1)
+    assert "/-x2/" in schedule
+    assert main(["explore", "mask-eoi", "--bug", "Z35", "--replay", schedule]) == 1
+    assert main(["explore", "mask-eoi", *scene, "--scale", "0"]) == 2
 
 
 BUGS = [

@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--era", metavar="E", help="irqfd-era (default: the one that the policy implies)")
     parser.add_argument("--bug", metavar="ZNN", help="with this bug of the zoo, and its policy, era and source ids")
     parser.add_argument("--sources", type=int, metavar="N", help="how many irq source ids there are to give out")
+    parser.add_argument("--scale", type=int, default=1, metavar="N", help="scenes N times as large, where they can be")
     parser.add_argument("--max-states", type=int, default=scenes.LIMIT, metavar="N", help="give up there (exit 3)")
     parser.add_argument("--steps", action="store_true", help="tell every step of a story, not only the switches")
     parser.add_argument("--json", action="store_true", help="one object per scene and rule")
@@ -84,8 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _explore(family: Family, arguments: argparse.Namespace) -> int:
-    if arguments.max_states < 1:
-        raise UsageError("--max-states is at least 1")
+    if arguments.max_states < 1 or arguments.scale < 1:
+        raise UsageError("--max-states and --scale are at least 1")
     policies = list(family.policies) if arguments.all_policies else [arguments.policy or family.wears.policy]
     chosen = arguments.scene or list(family.scenes)
     searcher = explore_search.Searcher(arguments)
@@ -96,7 +97,7 @@ def _explore(family: Family, arguments: argparse.Namespace) -> int:
         for scene in chosen:
             worn = family.wears if policy == family.wears.policy else scenes.Setup(policy)
             sources = worn.sources if arguments.sources is None else arguments.sources
-            setup = scenes.Setup(policy, arguments.era or worn.era, sources)
+            setup = scenes.Setup(policy, arguments.era or worn.era, sources, scale=arguments.scale)
             outcome = searcher.run(family, scene, setup)
             outcomes.append(outcome)
             if arguments.json:
