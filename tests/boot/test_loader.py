@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import struct
 from pathlib import Path
 
+import lz4.block
 import pytest
+import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -144,9 +149,117 @@ def test_flat_image_for_a_high_address_has_its_segment():
     assert (cs.selector, cs.base, state.registers.rip) == (0x2001, 0x20010, 0)
 
 
+def vmlinux(size: int = 3 * MIB // 2) -> bytes:
+    """An ELF64 file with the words by which Linux is known."""
+    return elf_file(64) + b"Linux version 6.1\0" + bytes(size)
+
+
+def squeezed(kind: str, data: bytes) -> bytes:
+    """As a kernel's build compresses it: what unpacks has its size behind it, but for gzip, which has it anyway."""
+    size = len(data).to_bytes(4, "little")
+    if kind == "gzip":
+        return gzip.compress(data)
+    if kind == "bzip2":
+        return bz2.compress(data) + size
+    if kind in ("xz", "lzma"):
+        return lzma.compress(data, lzma.FORMAT_XZ if kind == "xz" else lzma.FORMAT_ALONE) + size
+    if kind == "zstd":
+        return zstandard.ZstdCompressor(write_content_size=False).compress(data) + size
+    blocks = [lz4.block.compress(data[i : i + (8 << 20)], store_size=False) for i in range(0, len(data), 8 << 20)]
+    return b"\x02\x21\x4c\x18" + b"".join(len(b).to_bytes(4, "little") + b for b in blocks) + size
+
+
+def packed(payload: bytes, **changes: int) -> bytes:
+    """A 64-bit bzImage around `payload`."""
+    code = b"\xfa" * 64
+    fields = {"xloadflags": 1, "payload_offset": len(code), "payload_length": len(payload), "init_size": 4 * MIB}
+    return bz_image(kernel=code + payload, **fields | changes)
+
+
+@pytest.mark.parametrize("kind", ["gzip", "bzip2", "xz", "lzma", "lz4", "zstd"])
+def test_a_kernel_in_any_compression_is_unpacked_and_entered_in_64_bit_mode(kernel, kind):
+    ram = bytearray(RAM)
+    state = load(kernel(packed(squeezed(kind, vmlinux()))), kernel(b"cpio" * 3, "initrd"), "quiet", ram, RAM)
+    registers = state.registers
+    assert (state.protocol, registers.rip) == ("linux", MIB)
+    assert ram[MIB : MIB + 2] == CODE
+    assert registers.cr0 & (1 << 31 | 1) == 1 << 31 | 1
+    assert (registers.cr4 >> 5 & 1, registers.efer >> 8 & 1) == (1, 1)
+    cs = registers.segments["cs"]
+    assert (cs.selector, cs.flags >> 21 & 1) == (0x10, 1)
+    setup = SetupLayout.parse(ram[registers.gpr[6] + 0x1F1 :])
+    assert ram[setup.cmd_line_ptr :][:6] == b"quiet\0"
+    assert ram[setup.ramdisk_image : setup.ramdisk_image + setup.ramdisk_size] == b"cpio" * 3
+
+
+def test_identity_page_tables_map_the_first_4_gib_onto_themselves(kernel):
+    ram = bytearray(RAM)
+    registers = load(kernel(packed(squeezed("gzip", vmlinux()))), None, "", ram, RAM).registers
+
+    def walk(address: int) -> int:
+        table = registers.cr3
+        for shift in (39, 30, 21):
+            entry = int.from_bytes(ram[table + 8 * (address >> shift & 511) :][:8], "little")
+            assert entry & 3 == 3
+            if entry & 0x80:
+                return (entry & -(1 << 21)) + (address & (1 << 21) - 1)
+            table = entry & ~0xFFF
+        raise AssertionError
+
+    for address in (0, MIB, 0x60000, 0xBFFF_FFFF, 0xFEE0_0000, 0xFFFF_FFFF):
+        assert walk(address) == address
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        pytest.param(packed(squeezed("gzip", vmlinux()), xloadflags=0), id="32-bit"),
+        pytest.param(packed(b"LZO?" + bytes(100)), id="unknown-format"),
+        pytest.param(packed(squeezed("gzip", elf_file(32) + bytes(MIB))), id="32-bit-inside"),
+        pytest.param(packed(squeezed("lz4", vmlinux())[:-4] + bytes(4)), id="wrong-size"),
+        pytest.param(packed(squeezed("xz", vmlinux())[: 10_000 % 90]), id="cut-short"),
+        pytest.param(packed(squeezed("gzip", vmlinux(5 * MIB))), id="larger-than-its-header-says"),
+    ],
+)
+def test_a_kernel_that_cannot_be_unpacked_here_unpacks_itself(kernel, image):
+    registers = prepare(kernel(image), None, "", RAM).registers
+    assert (registers.rip, registers.cr0 >> 31) == (MIB, 0)
+
+
+def test_unpacking_in_the_guest_can_be_asked_for(kernel):
+    path = kernel(packed(squeezed("gzip", vmlinux())))
+    assert prepare(path, None, "", RAM, unpack_here=False).registers.cr0 >> 31 == 0
+
+
+def test_vmlinux_itself_starts_in_64_bit_mode_with_boot_params_compressed_or_not(kernel):
+    for data in (vmlinux(), squeezed("zstd", vmlinux())[:-4]):
+        ram = bytearray(RAM)
+        registers = load(kernel(data), None, "console=ttyS0", ram, RAM).registers
+        assert (registers.rip, registers.cr0 >> 31) == (MIB, 1)
+        setup = SetupLayout.parse(ram[registers.gpr[6] + 0x1F1 :])
+        assert (setup.boot_flag, setup.version) == (0xAA55, 0x020C)
+        assert ram[setup.cmd_line_ptr :][:14] == b"console=ttyS0\0"
+
+
+def test_ram_above_4_gib_is_in_the_memory_map_and_loaders_stay_below(kernel):
+    size = 6 << 30
+    state = prepare(kernel(packed(squeezed("gzip", vmlinux()))), kernel(bytes(64), "initrd"), "", size)
+    assert all(p.end <= 0xC000_0000 for p in state.pieces)
+    ram = [entry for entry in memory_map(size) if entry.type == 1]
+    assert ram[-2:] == [(MIB, 0xC000_0000 - MIB, 1), (1 << 32, 3 << 30, 1)]
+
+
 @pytest.mark.parametrize(
     ("data", "says"),
     [
+        (b"070701" + bytes(200), "cpio archive"),
+        (gzip.compress(b"070701" + bytes(200)), "cpio archive"),
+        (b"!<arch>\ndebian-binary" + bytes(100), "package"),
+        (b"QFI\xfb" + bytes(600), "disk image"),
+        (b"#!/bin/sh\n", "script"),
+        (b"MZ" + bytes(600), "EFI or DOS program"),
+        (bytes(0x38) + b"ARM\x64" + bytes(200), "ARM64"),
+        (b"\x28\xb5\x2f\xfd" + bytes(100), "damaged zstd data"),
         (b"", "empty file"),
         (b"hello", "not a kernel"),
         (elf_file(64), "64-bit ELF file"),

@@ -65,6 +65,7 @@ def read_msr(guest: Guest, number: int) -> int | None:
         (msr.KERNEL_GS_BASE, 0x1234),
         (msr.TSC_AUX, 0x11),
         (msr.TSC_ADJUST, 0),
+        (msr.SPEC_CTRL, 0b101 | 1 << 10),
         (msr.MISC_ENABLE, 1 | 1 << 11),
         (msr.PAT, 0x0007_0406_0001_0506),
         (msr.MTRR_DEF_TYPE, 0xC06),
@@ -107,6 +108,9 @@ def test_cpu_msr_keeps_what_was_written(shared: Guest, number: int, value: int) 
         (msr.MTRR_CAP, 0),
         (msr.MCG_CAP, 0),
         (msr.DEBUGCTL, 1),
+        (msr.ARCH_CAPABILITIES, 0),
+        (msr.SPEC_CTRL, 1 << 3),
+        (msr.PRED_CMD, 2),
     ],
 )
 def test_reserved_value_of_an_msr_is_a_general_protection_fault(shared: Guest, number: int, value: int) -> None:

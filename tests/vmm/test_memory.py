@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmm.errors import ConfigError
-from vmm.memory import ALL_ONES, AddressSpace, GuestMemory, IoRegion
+from vmm.memory import ALL_ONES, PCI_HOLE, AddressSpace, GuestMemory, IoRegion, split_ram
 
 
 class Bytes:
@@ -151,6 +151,46 @@ def test_dma_outside_ram_reads_ones_and_is_lost():
     assert memory.read(8190, 4) == b"ab\xff\xff"
     assert memory.read(9000, 2) == b"\xff\xff"
     assert touched == [(8190, 2)]
+    memory.close()
+
+
+GIB = 1 << 30
+
+
+def test_more_than_the_pci_hole_leaves_room_for_is_split_and_the_rest_begins_at_4_gib():
+    assert split_ram(PCI_HOLE - 4096) == (PCI_HOLE - 4096, 0)
+    assert split_ram(PCI_HOLE) == (3 * GIB, GIB // 2)
+    memory = GuestMemory(6 * GIB)
+    touched: list[tuple[int, int]] = []
+    memory.on_write = lambda gpa, length: touched.append((gpa, length))
+    assert memory.ranges() == [(0, 3 * GIB), (4 * GIB, 3 * GIB)]
+    memory.write(3 * GIB - 2, b"low!")
+    memory.write(4 * GIB - 2, b"...high")
+    memory.write(7 * GIB - 1, b"last")
+    assert memory.read(3 * GIB - 2, 4) == b"lo\xff\xff"
+    assert memory.read(4 * GIB - 1, 6) == b"\xff.high"
+    assert memory.read(7 * GIB - 1, 2) == b"l\xff"
+    assert touched == [(3 * GIB - 2, 2), (4 * GIB, 5), (7 * GIB - 1, 1)]
+    assert [memory.locate(*where) for where in ((0, 8), (3 * GIB - 4, 8), (4 * GIB - 4, 8), (4 * GIB, 8))] == [
+        0,
+        -1,
+        -1,
+        3 * GIB,
+    ]
+    assert memory.locate(7 * GIB - 8, 8) == 6 * GIB - 8
+    assert memory.locate(7 * GIB - 7, 8) == -1
+    memory.close()
+
+
+@given(st.integers(-(1 << 13), 1 << 13), st.integers(1, 64), st.sampled_from([0, 3 * GIB, 4 * GIB, 5 * GIB]))
+def test_an_access_anywhere_is_that_of_its_bytes(offset, length, near):
+    memory = GuestMemory(4 * GIB)
+    gpa = max(near + offset, 0)
+    data = bytes(range(1, length + 1))
+    memory.write(gpa, data)
+    ram = [a < 3 * GIB or 4 * GIB <= a < 5 * GIB for a in range(gpa, gpa + length)]
+    assert memory.read(gpa, length) == bytes(d if r else 0xFF for d, r in zip(data, ram, strict=True))
+    assert (memory.locate(gpa, length) >= 0) == all(ram)
     memory.close()
 
 

@@ -40,6 +40,8 @@ def unpack(data: bytes, path: str, limit: int = LIMIT) -> bytes:
                 raise BootError(f"{name}: the Python package {error.name!r} is not installed", path) from error
             except Exception as error:  # each library has its own
                 raise BootError(f"damaged {name} data ({error})", path) from error
+            if not result:
+                raise BootError(f"damaged {name} data (it unpacks to nothing)", path)
             if len(result) > limit:
                 raise BootError(f"{name} data that unpacks to more than {limit:#x} bytes", path)
             return result

@@ -34,6 +34,9 @@ LEAF7_EBX_SET: Final = 1 << 1
 """TSC_ADJUST."""
 LEAF7_EDX_SET: Final = 1 << 26 | 1 << 29
 """SPEC_CTRL (with IBPB) and ARCH_CAPABILITIES, which says that there is nothing to mitigate."""
+LEAF7_SUBLEAVES: Final = 2
+LEAF7_2_EDX: Final = 1 << 4
+"""BHI_CTRL: Linux sets a bit once, where it would run a loop at each system call in spite of BHI_NO."""
 EXT7_EDX_SET: Final = 1 << 8
 """Invariant TSC: the host's, at one rate for all vCPUs."""
 TSC_LEAF: Final = 0x15
@@ -103,7 +106,8 @@ class CpuidTable:
             ecx = (ecx & ~LEAF1_ECX_CLEAR) | LEAF1_ECX_SET
         elif leaf == 7:
             if subleaf:
-                return 0, 0, 0, 0
+                return 0, 0, 0, LEAF7_2_EDX if subleaf == LEAF7_SUBLEAVES else 0
+            eax = LEAF7_SUBLEAVES
             ebx = (ebx & ~LEAF7_EBX_CLEAR) | LEAF7_EBX_SET
             edx |= LEAF7_EDX_SET
         elif leaf == 0xD:

@@ -55,8 +55,8 @@ EFER_LME: Final = 1 << 8
 EFER_LMA: Final = 1 << 10
 EFER_NX: Final = 1 << 11
 
-_SPEC_CTRL_BITS: Final = 0b111
-"""IBRS, STIBP, SSBD."""
+_SPEC_CTRL_BITS: Final = 0b111 | 1 << 10
+"""IBRS, STIBP, SSBD, BHI_DIS_S."""
 _PRED_CMD_IBPB: Final = 1
 NOT_VULNERABLE: Final = sum(1 << bit for bit in (0, 1, 4, 5, 6, 8, 13, 14, 15, 20, 24, 26, 27, 62))
 """RDCL_NO, IBRS_ALL, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO,
