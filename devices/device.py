@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 Kind = Literal["bool", "uint8", "uint16", "uint32", "uint64", "int32", "size", "str", "devfn", "link"]
 _BITS = {"uint8": 8, "uint16": 16, "uint32": 32, "uint64": 64, "size": 64}
-_QMP_TYPE = {"bool": "boolean", "str": "string", "link": "string", "size": "uint64"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,9 @@ class Property:
                 kind = "uint64" if self.kind == "size" else self.kind
                 raise PropertyError(f"Parameter '{self.name}' expects {kind}", driver, self.name) from None
         if isinstance(value, bool) or not isinstance(value, int):
-            raise mistyped(_QMP_TYPE.get(self.kind, "integer" if self.kind == "int32" else self.kind))
+            if self.kind == "int32":
+                raise mistyped("integer")
+            raise PropertyError(f"Parameter '{self.name}' expects uint64", driver, self.name)
         low, high = (-(1 << 31), (1 << 31) - 1) if self.kind == "int32" else (0, (1 << _BITS[self.kind]) - 1)
         if not low <= value <= high:
             raise refused

@@ -22,7 +22,7 @@ def test_object_is_made_shown_and_deleted(vm):
     [
         ({}, "Parameter 'size' is missing"),
         ({"size": 0}, "can't create backend with size 0"),
-        ({"size": "1048576"}, "Invalid parameter type for 'size', expected: uint64"),
+        ({"size": "1048576"}, "Parameter 'size' expects uint64"),
         ({"sized": 1048576}, "Property 'memory-backend-ram.sized' not found"),
         ({"size": 1 << 62}, "cannot set up guest memory 'ram1': Cannot allocate memory"),
     ],

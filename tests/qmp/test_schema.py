@@ -21,6 +21,7 @@ OURS = {row["name"]: row for row in SCHEMA}
 QEMU = {row["name"]: row for row in json.loads((DATA / "qemu-qmp-schema.json").read_text())}
 COMMANDS = sorted(name for name, row in OURS.items() if row["meta-type"] == "command")
 SHARED = [name for name in COMMANDS if name in QEMU]
+REFUSED = ("query-balloon", "query-vm-generation-id", "query-hotpluggable-cpus", "query-firmware-log")
 OWN_EVENTS = {"VFIO_USER_CONNECTED", "VFIO_USER_DISCONNECTED"}
 
 
@@ -127,13 +128,8 @@ def test_each_reply_of_a_machine_is_as_declared(machine_type: str) -> None:
             harmless = command.name.startswith(("query-", "x-query-"))
             if not harmless or command.returns is None or any(not member.optional for member in command.args.members):
                 continue
-            if command.name in (
-                "query-balloon",
-                "query-vm-generation-id",
-                "query-hotpluggable-cpus",
-                "query-firmware-log",
-            ):
-                continue  # refused; test_qmp_commands has them
+            if command.name in REFUSED or (machine_type, command.name) == ("none", "query-acpi-ospm-status"):
+                continue  # test_qmp_commands has them
             command.returns.check(command.handler(call, {}), "return", "return")
             asked += 1
         assert asked > 35

@@ -252,15 +252,15 @@ ARGUMENTS = Struct(
     [
         ({"byte": 256}, "Parameter 'byte' expects uint8_t"),
         ({"byte": -1}, "Parameter 'byte' expects uint8_t"),
-        ({"byte": True}, "Invalid parameter type for 'byte', expected: integer"),
-        ({"size": -1}, "Invalid parameter type for 'size', expected: integer"),
+        ({"byte": True}, "Parameter 'byte' expects uint64"),
+        ({"size": -1}, "Parameter 'size' expects uint64"),
         ({"number": "1"}, "Invalid parameter type for 'number', expected: number"),
         ({"list": {}}, "Invalid parameter type for 'list', expected: array"),
         ({"list": [{"n": 1}, 5]}, "Invalid parameter type for 'list[1]', expected: object"),
         ({"list": [{"n": 1}, {}]}, "Parameter 'list[1].n' is missing"),
         ({"list": [{"n": 300}]}, "Parameter 'n' expects uint8_t"),
         ({"list": [{"n": 1, "m": 2}]}, "Parameter 'list[0].m' is unexpected"),
-        ({"byte": "x", "unknown": 1}, "Invalid parameter type for 'byte', expected: integer"),
+        ({"byte": "x", "unknown": 1}, "Parameter 'byte' expects uint64"),
         ({"unknown": 1}, "Parameter 'unknown' is unexpected"),
     ],
 )

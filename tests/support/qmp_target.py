@@ -156,6 +156,9 @@ class FakeTarget:
     def hotpluggable_cpus(self) -> list[dict[str, Any]]:
         raise QmpError("machine does not support hot-plugging CPUs")
 
+    def ospm_status(self) -> list[dict[str, Any]]:
+        return [{"slot-type": "CPU", "slot": "0", "source": 0, "status": 0}]
+
     def cpu_models(self) -> list[str]:
         return ["qemu64"]
 

@@ -71,11 +71,10 @@ class Integer(NamedTuple):
 
     def check(self, value: object, path: str, name: str) -> None:
         """See `ArgType`."""
-        if type(value) is not int:
-            raise _mistyped(path, "integer")
+        unsigned = self.c_type.startswith("u")
+        if type(value) is not int or not -(1 << 63) <= value < (1 << 64 if unsigned else 1 << 63):
+            raise QmpError(f"Parameter '{path}' expects uint64") if unsigned else _mistyped(path, "integer")
         if not self.low <= value <= self.high:
-            if self.c_type in ("int64", "uint64"):
-                raise _mistyped(path, "integer")
             raise QmpError(f"Parameter '{name}' expects {self.c_type}")
 
 

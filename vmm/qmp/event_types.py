@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from vmm.qmp.command import BOOL, INT, SIZE, STR, Arg, Enum, EventType, Struct
-from vmm.qmp.types import WATCHDOG_ACTION
+from vmm.qmp.types import OST_INFO, WATCHDOG_ACTION
 
 _SHUTDOWN_CAUSE = Enum(
     (
@@ -54,16 +54,7 @@ EVENTS: Final = {
                 (
                     Arg(
                         "info",
-                        Struct(
-                            (
-                                Arg("device", STR, optional=True),
-                                Arg("slot", STR),
-                                Arg("slot-type", Enum(("DIMM", "CPU"), "ACPISlotType")),
-                                Arg("source", INT),
-                                Arg("status", INT),
-                            ),
-                            name="ACPIOSTInfo",
-                        ),
+                        OST_INFO,
                     ),
                 )
             ),

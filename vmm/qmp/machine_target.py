@@ -190,6 +190,8 @@ class MachineMonitor:
         self._settle()
 
     def device_list_properties(self, typename: str) -> Sequence[PropertyInfo]:
+        if typename in registry.object_names():
+            raise QmpError("Parameter 'typename' expects a non-abstract device type")
         return [PropertyInfo(p.name, p.type_name, p.description, p.default) for p in qom.properties_of(typename)]
 
     def object_types(self) -> Sequence[str]:
@@ -279,6 +281,12 @@ class MachineMonitor:
         if query is None:
             raise ConfigError("machine does not support hot-plugging CPUs")
         return list(query())
+
+    def ospm_status(self) -> list[dict[str, Any]]:
+        if not isinstance(self.machine, PcMachine):
+            raise QmpError("command is not supported, missing ACPI device")
+        slots = self.machine.config.max_cpus or self.machine.config.cpus
+        return [{"slot-type": "CPU", "slot": str(slot), "source": 0, "status": 0} for slot in range(slots)]
 
     def cpu_models(self) -> Sequence[str]:
         from machine.cpu_model import MODELS

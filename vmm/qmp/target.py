@@ -377,6 +377,9 @@ class MachineTarget(Protocol):
     def hotpluggable_cpus(self) -> list[dict[str, Any]]:
         """`query-hotpluggable-cpus`. Refused where there is no CPU hot-plug."""
 
+    def ospm_status(self) -> list[dict[str, Any]]:
+        """`query-acpi-ospm-status`. Refused where there is no ACPI."""
+
     def cpu_models(self) -> Sequence[str]:
         """The names that -cpu takes."""
 

@@ -119,6 +119,14 @@ CPU_DEFINITION: Final = struct(
     Arg("alias-of", STR, optional=True),
     Arg("deprecated", BOOL),
 )
+OST_INFO: Final = struct(
+    "ACPIOSTInfo",
+    Arg("device", STR, optional=True),
+    Arg("slot", STR),
+    Arg("slot-type", Enum(("DIMM", "CPU"), "ACPISlotType")),
+    Arg("source", INT),
+    Arg("status", INT),
+)
 MEMORY_SIZE: Final = struct(
     "MemoryInfo",
     Arg("base-memory", SIZE, doc="bytes of `-m`"),

@@ -347,6 +347,11 @@ class DisplayOptions(TypedDict):
 
 DisplayType = Literal["none"]
 
+class DumpGuestMemoryCapability(TypedDict):
+    formats: list[DumpGuestMemoryFormat]
+
+DumpGuestMemoryFormat = Literal["elf", "kdump-zlib", "kdump-raw-zlib"]
+
 FdsetInfo = TypedDict(
     "FdsetInfo",
     {
@@ -825,6 +830,8 @@ class Execute(Protocol):
     @overload
     def __call__(self, command: Literal["query-hotpluggable-cpus"], arguments: dict[str, Any] = ...) -> list[HotpluggableCPU]: ...
     @overload
+    def __call__(self, command: Literal["query-acpi-ospm-status"], arguments: dict[str, Any] = ...) -> list[ACPIOSTInfo]: ...
+    @overload
     def __call__(self, command: Literal["query-cpu-definitions"], arguments: dict[str, Any] = ...) -> list[CpuDefinitionInfo]: ...
     @overload
     def __call__(self, command: Literal["query-memory-size-summary"], arguments: dict[str, Any] = ...) -> MemoryInfo: ...
@@ -978,6 +985,8 @@ class Execute(Protocol):
     def __call__(self, command: Literal["query-display-options"], arguments: dict[str, Any] = ...) -> DisplayOptions: ...
     @overload
     def __call__(self, command: Literal["query-vm-generation-id"], arguments: dict[str, Any] = ...) -> GuidInfo: ...
+    @overload
+    def __call__(self, command: Literal["query-dump-guest-memory-capability"], arguments: dict[str, Any] = ...) -> DumpGuestMemoryCapability: ...
     @overload
     def __call__(self, command: Literal["query-firmware-log"], arguments: dict[str, Any] = ...) -> FirmwareLog: ...
     @overload

@@ -69,6 +69,18 @@ def query_vm_generation_id(call: Call, arguments: Arguments) -> Any:  # noqa: AR
     raise QmpError("VM Generation ID device not found")
 
 
+_DUMP_FORMAT = Enum(("elf", "kdump-zlib", "kdump-raw-zlib"), "DumpGuestMemoryFormat")
+
+
+@GROUP.command(
+    "query-dump-guest-memory-capability",
+    returns=Struct((Arg("formats", ListOf(_DUMP_FORMAT)),), name="DumpGuestMemoryCapability"),
+)
+def query_dump_guest_memory_capability(call: Call, arguments: Arguments) -> Any:  # noqa: ARG001
+    """Formats of a dump, of which there are none; pmemsave writes plain memory."""
+    return {"formats": []}
+
+
 @GROUP.command(
     "query-firmware-log",
     Arg("max-size", SIZE, optional=True),

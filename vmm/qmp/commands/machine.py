@@ -76,6 +76,12 @@ def query_hotpluggable_cpus(call: Call, arguments: Arguments) -> Any:  # noqa: A
     return call.target.hotpluggable_cpus()
 
 
+@GROUP.command("query-acpi-ospm-status", returns=ListOf(types.OST_INFO))
+def query_acpi_ospm_status(call: Call, arguments: Arguments) -> Any:  # noqa: ARG001
+    """What the guest's ACPI code last said of each slot; it has said nothing."""
+    return call.target.ospm_status()
+
+
 @GROUP.command("query-cpu-definitions", returns=ListOf(types.CPU_DEFINITION))
 def query_cpu_definitions(call: Call, arguments: Arguments) -> Any:  # noqa: ARG001
     """The CPU models."""
