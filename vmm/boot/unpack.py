@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LIMIT: Final = 1 << 30
+_CHUNK: Final = 1 << 18
 LZ4_BLOCK: Final = 8 << 20
 """A block of lz4's legacy frame unpacks to this, the last one to less. Ref: lz4_Frame_format.md, Legacy frame."""
 
@@ -89,13 +90,17 @@ def _lz4(data: bytes, most: int) -> bytes:
 def _zstd(data: bytes, most: int) -> bytes:
     import zstandard
 
-    # Kernels are compressed with a window of 128 MiB.
-    with zstandard.ZstdDecompressor(max_window_size=1 << 31).stream_reader(data) as reader:
-        pieces = []
-        while most > 0 and (piece := reader.read(min(most, 1 << 24))):
-            pieces.append(piece)
-            most -= len(piece)
-    return b"".join(pieces)
+    # Kernels are compressed with a window of 128 MiB. An object ends with its frame, a reader looks for another one.
+    machine = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+    pieces = []
+    total = 0
+    for at in range(0, len(data), _CHUNK):
+        piece = machine.decompress(data[at : at + _CHUNK])
+        pieces.append(piece)
+        total += len(piece)
+        if machine.eof or total >= most:
+            break
+    return _whole(b"".join(pieces), machine.eof or total >= most)
 
 
 def _whole(result: bytes, ended: bool) -> bytes:
