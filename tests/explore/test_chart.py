@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import xml.etree.ElementTree as ET
 
 import pytest
+from rich.console import Console
 
 from vmm.cli.vintx import main
 from vmm.explore import chart, scenes, story
@@ -103,6 +105,9 @@ def test_loop_is_told_drawn_and_replayed(tmp_path):
     family = scenes.load(str(path))
     one = story.tell(family, "light", Setup(), (0, 0), loop=0)
     assert chart.sentences(one)[-1] == "and so on for ever, from step 1"
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(chart.terminal(one))
+    assert "turn = ok [the loop begins]" in console.export_text()
     assert "\N{CLOCKWISE OPEN CIRCLE ARROW}" in texts(chart.svg(one, "light"))
     schedule = story.decode("light/resample/6.18/-x2/a*a2b-0000")
     assert (schedule.choices, schedule.loop, schedule.setup.scale) == ((0, 0, 0, 1), 1, 2)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from xml.etree import ElementTree as ET
 
 from rich.table import Table
+from rich.text import Text
 
 from vmm.explore.story import lines, said, words
 from vmm.kernel.hold import POINTS
@@ -40,6 +41,7 @@ _SAYS: Final = (
     (r"take, serve(.*)", r"takes the interrupt and lets the devices be served\1"),
     (r"take(.*)", r"takes the interrupt\1"),
     (r"EOI(.*)", r"writes its EOI\1"),
+    (r"interrupt(.*)", r"takes an interrupt and ends it\1"),
     (r"serve (\S+)", r"serves \1"),
     (r"mask", r"masks the pin"),
     (r"unmask", r"unmasks the pin"),
@@ -128,12 +130,14 @@ _SHORT: Final = {"pin": "pin", "remote IRR": "rIRR", "mask": "mask"}
 def terminal(story: Story, every_step: bool = False) -> Table:
     """The table of a story with waveforms: left is low, right is high."""
     actors = list(dict.fromkeys(row.actor for row in story.rows))
-    made = Table("step", *actors, pad_edge=False)
+    made = Table("step", pad_edge=False)
+    for actor in actors:
+        made.add_column(Text(actor))
     for heading in _SHORT.values():
         made.add_column(heading, no_wrap=True)
     made.add_column("board")
     before = story.wave.signals()
-    made.add_row("", *[""] * len(actors), *[_HIGH if before[name] else _LOW for name in _SHORT], story.before)
+    made.add_row("", *[""] * len(actors), *[_HIGH if before[name] else _LOW for name in _SHORT], Text(story.before))
     shown = story.before
     begun: set[tuple[int, int]] = set()
     k = 0
@@ -144,9 +148,9 @@ def terminal(story: Story, every_step: bool = False) -> Table:
             text += " [the loop begins]"
         k += len(rows)
         after = last.wave.signals()
-        cells = [text if actor == last.actor else "" for actor in actors]
-        cells += [_wave(before[name], after[name]) for name in _SHORT]
-        made.add_row(str(k), *cells, "" if last.board == shown else last.board)
+        cells = [Text(text if actor == last.actor else "") for actor in actors]
+        waves = [_wave(before[name], after[name]) for name in _SHORT]
+        made.add_row(str(k), *cells, *waves, Text("" if last.board == shown else last.board))
         shown, before = last.board, after
     return made
 

@@ -257,10 +257,14 @@ def of(family: Family, outcome: Outcome) -> Story:
 
 
 def lines(story: Story, every_step: bool = False) -> list[list[Row]]:
-    """The rows that are told as one: steps of one operation in a row, or each by itself."""
+    """The rows that are told as one: steps of one operation in a row, or each by itself. A loop is told signal by
+    signal, or it would seem that nothing happens in it.
+    """
     if every_step:
         return [[row] for row in story.rows]
-    return [list(found) for _, found in groupby(story.rows, lambda row: (row.n, row.number))]
+    loop = len(story.rows) if story.loop is None else story.loop
+    keys = [(row.n, row.number, None if k < loop else row.wave) for k, row in enumerate(story.rows)]
+    return [[story.rows[k] for k in ks] for _, ks in groupby(range(len(keys)), keys.__getitem__)]
 
 
 def said(rows: Sequence[Row], begun: set[tuple[int, int]]) -> str:
