@@ -94,8 +94,9 @@ class _Orders:
         self.limit = limit
         self.tell = tell
         self.first = Node(*steps.beginning())
-        self.seen: dict[int, int] = {}
-        """Marks, and in how many steps each was reached."""
+        self.seen: set[int] = set()
+        self.depths: dict[int, int] | None = None
+        """In how many steps each was reached, if that matters."""
         self.choices: list[int] = []
         self.transitions = self.deepest = self.ends = 0
         self.cut = False
@@ -107,8 +108,9 @@ class _Orders:
         """Judge a state; who can act there."""
         scenario, steps, depth = self.scenario, self.steps, len(self.choices)
         known = mark in self.seen
-        if not known or depth < self.seen[mark]:
-            self.seen[mark] = depth
+        self.seen.add(mark)
+        if self.depths is not None:
+            self.depths[mark] = min(depth, self.depths.get(mark, depth))
         self.deepest = max(self.deepest, depth)
         enabled = steps.enabled(heap, standings)
         if known:
@@ -151,6 +153,7 @@ class _Orders:
 
     def all_deep(self, depth: int | None) -> Result:
         """Depth-first."""
+        self.depths = None if depth is None else {}
         try:
             stack = [(self.first, iter(self.enter(*self.first)))]
             while stack:
@@ -162,9 +165,8 @@ class _Orders:
                         self.choices.pop()
                     continue
                 after = self.step(node, n)
-                before = self.seen.get(after.mark)
                 # With a limit of depth a state that is reached in fewer steps leads further than it did.
-                if before is not None and (depth is None or before <= len(self.choices)):
+                if after.mark in self.seen and (self.depths is None or self.depths[after.mark] <= len(self.choices)):
                     self.choices.pop()
                     continue
                 able = self.enter(*after)
