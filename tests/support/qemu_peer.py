@@ -39,11 +39,6 @@ def lacking_qemu() -> str:
     return "" if qemu() else "no qemu-system-x86_64 with vfio-user-pci (10.1 or later): name one in VINTX_QEMU"
 
 
-def remote(path: object, **properties: Any) -> dict[str, Any]:
-    """The device that a server at `path` has."""
-    return {"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(path)}, **properties}
-
-
 class QemuPeer:
     """A QEMU process, its serial port and its QMP; a context manager that leaves nothing behind."""
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,13 +10,12 @@ import pytest
 import guest_images
 from support.endurance import size
 from support.linux_shell import needs_linux
-from support.qemu_peer import MEMORY, QemuPeer, boot, lacking_qemu, remote
+from support.qemu_peer import MEMORY, QemuPeer, boot, lacking_qemu
+from support.served import Served, interrupts, remote, there
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
-    from support.linux_shell import Shell
 
 pytestmark = pytest.mark.skipif(bool(lacking_qemu()), reason=lacking_qemu())
 needs_guest = needs_linux[1]
@@ -26,27 +23,6 @@ ROUNDS = size(200, 1000)
 MIB = size(4, 64)
 DEBUG_EXIT = ("-device", "isa-debug-exit,iobase=0xf4,iosize=0x4")
 ROOT_PORT = ("-device", "pcie-root-port,id=rp,chassis=1")
-BIND = "modprobe uio_pci_generic; echo 1234 11e8 > /sys/bus/pci/drivers/uio_pci_generic/new_id; true"
-PLACE = "grep -l 0x{device:04x} /sys/bus/pci/devices/*/device | sed 's,/device$,,'"
-
-
-class Served:
-    """`vintx serve` as a process; `kill` and `start` again."""
-
-    def __init__(self, path: Path, device: str) -> None:
-        self.path = path
-        self._argv = [sys.executable, "-m", "vmm.cli.vintx", "serve", "--device", device, "--socket", str(path)]
-        self.start()
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(self._argv, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline().startswith("vintx serve: ")
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        self.process.communicate()
-        return self.process.returncode
 
 
 @pytest.fixture
@@ -61,23 +37,6 @@ def served(tmp_path) -> Iterator:
     for one in made:
         if one.process.poll() is None:
             assert one.end() == 0
-
-
-def there(shell: Shell, device: int) -> str:
-    """The device's directory, once the guest has found it."""
-    shell.run(f"until {PLACE.format(device=device)} | grep -q .; do usleep 10000; done")
-    return shell.run(PLACE.format(device=device))
-
-
-def interrupts(shell: Shell, rounds: int) -> int:
-    """Level interrupts of an edu device, each waited for, found, acknowledged; how many Linux's driver counted."""
-    shell.run(BIND)
-    place = there(shell, 0x11E8)
-    shell.run(f"until ls {place}/uio >/dev/null 2>&1; do usleep 10000; done")
-    node = shell.run(f"ls {place}/uio")
-    before = int(shell.run(f"cat /sys/class/uio/{node}/event"))
-    shell.run(f"edu_irqs {rounds} /dev/{node} {place}/resource0 {place}/config")
-    return int(shell.run(f"cat /sys/class/uio/{node}/event")) - before
 
 
 @pytest.mark.parametrize("board", ["pc", "q35"])

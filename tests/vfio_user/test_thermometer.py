@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from support.linux_shell import boot, needs_linux
-from support.qemu_peer import MEMORY, lacking_qemu, remote
+from support.qemu_peer import MEMORY, lacking_qemu
 from support.qemu_peer import boot as boot_qemu
+from support.served import remote
 from vmm.attribution import Attribution
 
 EXAMPLES = Path(__file__).parents[2] / "docs/examples"
