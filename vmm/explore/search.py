@@ -218,7 +218,8 @@ class Search:
         self.transitions += sum(report.counts)
         self.ends += report.counts.count(0)
         seen.update(report.marks)
-        self.parents.extend(states.start + place for place in compress(report.parents, new))
+        start = states.start
+        self.parents.extend(array("I", [start + place for place in compress(report.parents, new)]))
         self.actors.extend(compress(report.actors, new))
         self.save(states, list(compress(report.marks, new)) if self.checkpoint is not None else [])
         if self.tell is not None:
