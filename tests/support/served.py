@@ -24,9 +24,9 @@ def remote(path: object, **properties: Any) -> dict[str, Any]:
 class Served:
     """`vintx serve` as a process; `kill` and `start` again."""
 
-    def __init__(self, path: Path, device: str) -> None:
+    def __init__(self, path: Path, *device: str) -> None:
         self.path = path
-        self._argv = [sys.executable, "-m", "vmm.cli.vintx", "serve", "--device", device, "--socket", str(path)]
+        self._argv = [sys.executable, "-m", "vmm.cli.vintx", "serve", *device, "--socket", str(path)]
         self.start()
 
     def start(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 pytestmark = needs_linux
 ROUNDS = size(200, 10_000)
 MIB = size(4, 64)
+KILLS = size(3, 50)
+EXAMPLES = Path(__file__).parents[2] / "docs/examples"
 DISK = "until [ -b /dev/nvme0n1 ]; do usleep 10000; done"
 
 
@@ -25,8 +28,8 @@ DISK = "until [ -b /dev/nvme0n1 ]; do usleep 10000; done"
 def served(tmp_path) -> Iterator:
     made: list[Served] = []
 
-    def make(device: str) -> Served:
-        made.append(Served(tmp_path / f"{len(made)}.sock", device))
+    def make(*device: str) -> Served:
+        made.append(Served(tmp_path / f"{len(made)}.sock", *device))
         return made[-1]
 
     yield make
@@ -47,7 +50,7 @@ def test_interrupts_are_as_many_as_in_one_process(vm, served):
     alone = counted(one_process)
     stats = one_process.machine.peripherals["e0"].stats()
     assert one_process.power_off() == 0
-    server = served("edu")
+    server = served("--device", "edu")
     assert counted(boot(vm, devices=[remote(server.path, id="e0")])) == alone == (ROUNDS, ROUNDS)
     assert stats == {"raised": ROUNDS, "acked": ROUNDS}
 
@@ -57,7 +60,7 @@ def test_file_system_on_an_nvme_in_another_process_outlives_its_server(vm, serve
     image = tmp_path / "disk.img"
     with image.open("wb") as file:
         file.truncate((2 * MIB + 8) << 20)
-    server = served(f"nvme,serial=S1,x-image={image}")
+    server = served("--device", f"nvme,serial=S1,x-image={image}")
     config = {}
     if shared:
         config["memory_backend"] = MemoryBackendMemfd.create("m0", {"size": 256 << 20, "share": True}, False, None)
@@ -77,3 +80,20 @@ def test_file_system_on_an_nvme_in_another_process_outlives_its_server(vm, serve
     shell.run("until [ -b /dev/nvme0n1 ] || [ -b /dev/nvme1n1 ]; do usleep 10000; done; mount /dev/nvme?n1 /mnt")
     assert shell.run("sha1sum </mnt/file") == known
     shell.run("umount /mnt")
+
+
+def test_driver_that_waits_for_an_interrupt_goes_on_each_time_the_server_was_killed_and_returned(vm, served):
+    server = served(f"{EXAMPLES}/thermometer.py:Thermometer,period-us=10000")
+    shell = boot(vm, devices=[remote(server.path, id="t0", **{"x-reconnect-ms": 20})])
+    shell.run("set -- 1; " + (EXAMPLES / "thermometer.sh").read_text())
+    shell.start("while :; do dd bs=4 count=1 <&3 2>/dev/null | hexdump -e '\"alarm %d\\n\"'; go_on; done")
+    shell.wait("^alarm")
+    for _ in range(KILLS):
+        server.end(signal.SIGKILL)
+        shell.guest.wait_event("VFIO_USER_DISCONNECTED", device="t0")
+        server.start()
+        shell.guest.wait_event("VFIO_USER_CONNECTED", device="t0")
+        shell.guest.events.clear()
+        shell.wait("^alarm")  # may have been on its way
+        shell.wait("^alarm")
+    assert shell.guest.qmp("query-status")["status"] == "running"

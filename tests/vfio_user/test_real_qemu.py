@@ -30,7 +30,7 @@ def served(tmp_path) -> Iterator:
     made: list[Served] = []
 
     def make(device: str) -> Served:
-        made.append(Served(tmp_path / f"{len(made)}.sock", device))
+        made.append(Served(tmp_path / f"{len(made)}.sock", "--device", device))
         return made[-1]
 
     yield make
