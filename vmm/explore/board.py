@@ -110,6 +110,8 @@ class Board:
         self._guests: list[Actor] = []
         self._workers: tuple[Actor, ...] | None = None
         self.nests_locks = False
+        self.assigns = 0
+        """How many calls of the scene's threads assign an irqfd."""
         self._live: list[tuple[str, Callable[[], bool]]] = []
         self.compare: Check | None = None
         """S3, for who explores two scenes: asked before the other invariants."""

@@ -13,7 +13,7 @@ from vmm.kernel import invariants
 from vmm.kernel.eoifd import KVM_EOIFD_FLAG_DEASSIGN, KVM_EOIFD_FLAG_LEVEL_IRQFD, KVM_IRQFD_FLAG_LEVEL
 from vmm.kernel.gsi import KVM_IRQCHIP_IOAPIC, Route
 from vmm.kernel.invariants import Step, View
-from vmm.kernel.irqfd import KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE
+from vmm.kernel.irqfd import KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE, Irqfd
 from vmm.order import State, Violation
 
 if TYPE_CHECKING:
@@ -67,10 +67,19 @@ class Call(State):
                 error = refused.errno or errno.EIO
         else:
             self.function()
+        if self.kind == "I-" and not error and not self.board.assigns:
+            self._check_gone()
         thread.busy = False
         thread.note(f"{self.text} = {errno.errorcode[error] if error else 'ok'}")
         if began + 1 == self.board.finished() and self.board.is_quiet():
             self.judge(error)
+
+    def _check_gone(self) -> None:
+        """S6: a deassign has returned, whoever else acts. Asked where nobody assigns meanwhile."""
+        waiters = self.ctx.waiters if self.ctx is not None else ()
+        if any(isinstance(irqfd := getattr(w.callback, "__self__", None), Irqfd) and not irqfd.active for w in waiters):
+            wrong = "deassign returned, and an irqfd that is going is in the wait queue still"
+            self.board.report(Violation("S6", self.ctx, wrong))
 
     def judge(self, error: int) -> None:
         """What the invariants say of this one operation. Nobody else did anything meanwhile, or is about to."""
@@ -123,6 +132,7 @@ class Acting:
         others, where an eoifd is bound by a call of its own, it does not count.
         """
         board, fd = self._board, self._board.fd(name)
+        board.assigns += 1
         flags, resamplefd = (0 if edge else KVM_IRQFD_FLAG_LEVEL), 0
         text = f"I+ {name}{' edge' if edge else ''}"
         if board.merged:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from devices.apic_bus import MSI_BASE
 from vmm import order
@@ -92,7 +92,9 @@ class RegistersLate(Irqfds):
     BOOKKEEPING: ClassVar[tuple[str, ...]] = ("consumer",)
     __slots__ = BOOKKEEPING
 
-    consumer: Irqfd | None
+    def __init__(self, *rest: Any) -> None:
+        super().__init__(*rest)
+        self.consumer: Irqfd | None = None
 
     def attach(self, irqfd: Irqfd) -> None:
         super().attach(irqfd)
@@ -132,7 +134,6 @@ def taken_in_circles(board: Board) -> None:
 
 def assigned_and_closed(board: Board) -> None:
     """The eventfd is closed while it is being assigned."""
-    board.vm.irqfds.consumer = None  # type: ignore[attr-defined]
     board.thread("user").assign("e1")
     board.thread("other").close("e1")
 

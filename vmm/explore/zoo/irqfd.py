@@ -11,8 +11,7 @@ from vmm.explore.parts import GSI
 from vmm.explore.scenes import Setup
 from vmm.explore.zoo import Bug
 from vmm.kernel.files import U64_MAX, EventfdCtx, os_error
-from vmm.kernel.irqfd import KVM_IRQFD_FLAG_DEASSIGN, Irqfd, Irqfds, Resampler
-from vmm.order import Violation
+from vmm.kernel.irqfd import Irqfd, Irqfds, Resampler
 
 if TYPE_CHECKING:
     from vmm.explore.board import Board
@@ -119,17 +118,9 @@ class FlushesItsOwn(Irqfds):
 
 def two_deassign(board: Board) -> None:
     """Two deassign the same; when either call has returned nothing may come from the irqfd."""
-    fd = board.fd("e1")
-    ctx = board.ctx("e1")
-    board.vm.irqfd(fd, GSI)
-
-    def deassign() -> None:
-        board.vm.irqfd(fd, GSI, KVM_IRQFD_FLAG_DEASSIGN)
-        if ctx.waiters:
-            raise Violation("S6", ctx, "deassign returned, and the irqfd is still in the wait queue")
-
-    board.thread("user").run("I- e1", deassign)
-    board.thread("other").run("I- e1", deassign)
+    board.vm.irqfd(board.fd("e1"), GSI)
+    board.thread("user").deassign("e1")
+    board.thread("other").deassign("e1")
 
 
 class DoesNotDrain(Irqfd):
