@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 
 import pytest
 
@@ -54,6 +55,12 @@ def test_checkpoint_is_of_one_scene_and_gone_on_with(capsys, tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
     assert explored(capsys, *where, "--policy", "assign-busy")["status"] == 0
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_cluster_without_dask_names_the_extra(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    assert main([*SCENE, "--cluster", "tcp://127.0.0.1:1"]) == 2
+    assert "pip install 'vintx[cluster]'" in capsys.readouterr().err
 
 
 def test_cluster_that_is_not_there_is_refused(capsys):
