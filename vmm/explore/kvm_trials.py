@@ -155,14 +155,12 @@ class _Host(LiveSide):
         self._over.set()
         for thread in threads.values():
             thread.join()
-        self._settle_everywhere()
         outcome = self._look({name: tuple(found) for name, found in results.items()})
         for name, fd in self._fds.items():
             if fd >= 0:
                 self.vm.irqfd(fd, GSI, KVM_IRQFD_FLAG_DEASSIGN)
                 self.files.close(fd)
                 self._fds[name] = -1
-        self._settle_everywhere()
         self.reset()
         return outcome
 
