@@ -11,8 +11,6 @@ import pytest
 from guest_images import linux
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from vmm.pytest_plugin import Guest
 
 GIB = 1 << 30
@@ -84,25 +82,13 @@ class Shell:
         return self.guest.wait_exit()
 
 
-def boot(
-    vm, append: str = "quiet", files: dict[str, str] | None = None, folder: Path | None = None, listen=(), **config
-):
-    """A machine with Linux at its prompt. `files`: more of them for the initrd, which is written to `folder`.
-
-    `listen`: sinks for its trace.
-    """
-    here = linux.find()
-    initrd = here.initrd
-    if files is not None:
-        from guest_images.linux.initrd import overlay
-
-        assert folder is not None
-        initrd = folder / "initrd.gz"
-        initrd.write_bytes(overlay(here.initrd, files))
+def boot(vm, append: str = "quiet", name: str = linux.DEFAULT, listen=(), **config) -> Shell:
+    """A machine with Linux at its prompt. `name`: which guest of the cache. `listen`: sinks for its trace."""
+    here = linux.find(name)
     config.setdefault("ram_size", 256 << 20)
     config.setdefault("trace", False)
     devices = config.pop("devices", ())
-    guest = vm("pc", kernel=here.kernel, initrd=str(initrd), append=f"{APPEND} {append}", **config)
+    guest = vm("pc", kernel=here.kernel, initrd=str(here.initrd), append=f"{APPEND} {append}", **config)
     for sink in listen:
         guest.machine.trace.listen(sink)
     for given in devices:
