@@ -44,6 +44,15 @@ def test_way_to_a_violation_is_the_same_after_an_interruption(tmp_path):
         assert explore(shared(LoweringIrqfds), checkpoint=Checkpoint(tmp_path, "shared")) == plain
 
 
+def test_search_with_goals_begins_anew(tmp_path):
+    scenario = lifetime()._replace(live=(("never", bool),))
+    plain = explore(scenario)
+    assert plain.finding is not None
+    for _ in range(2):
+        assert explore(scenario, checkpoint=Checkpoint(tmp_path, "life")) == plain
+    assert not list(tmp_path.iterdir())
+
+
 def test_directory_of_another_search_is_refused(tmp_path):
     explore(lifetime(), 300, checkpoint=Checkpoint(tmp_path, "life"))
     with pytest.raises(UsageError, match="is of another search"):

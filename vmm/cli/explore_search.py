@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -63,7 +63,9 @@ class Searcher:
             raise UsageError("--cluster and --checkpoint go with breadth-first")
         self.line = Line(sys.stderr)
         tell = self.line.tell if sys.stderr.isatty() else None
-        self.name: str = arguments.scenario
+        path = Path(arguments.scenario)
+        self.name = str(path.resolve()) if path.is_file() else str(arguments.scenario)
+        self.bug: str = arguments.bug or ""
         self.limit: int = arguments.max_states
         self.directory: str | None = arguments.checkpoint
         self.plan = Plan(arguments.strategy, jobs, arguments.seed, arguments.runs, arguments.depth, tell)
@@ -73,13 +75,13 @@ class Searcher:
         """Explore one."""
         checkpoint = None
         if self.directory is not None:
-            what = "/".join(str(part) for part in (family.name, scene, setup.policy, setup.era, setup.sources))
-            directory = Path(self.directory) / re.sub(r"[^\w.=-]+", "_", what)
-            checkpoint = Checkpoint(directory, f"{VERSION} {what}")
+            what = f"{VERSION} {family.name} {scene} {setup!r} {family.wears!r}"
+            name = f"{family.name}-{scene}-{setup.policy.partition(':')[0]}-{zlib.crc32(what.encode()):08x}"
+            checkpoint = Checkpoint(Path(self.directory) / name, what)
         try:
             if self.client is None:
                 return scenes.run(family, scene, setup, self.limit, self.plan._replace(checkpoint=checkpoint).explore)
-            recipe = cluster.Recipe(cluster.of_scene, (self.name, scene, setup))
+            recipe = cluster.Recipe(cluster.of_scene, (self.name, scene, setup, self.bug))
             tell = self.plan.tell
 
             def search(_scenario: Scenario, limit: int) -> Result:

@@ -169,11 +169,12 @@ def connect(address: str) -> Any:
         raise UsageError(f"there is no Dask scheduler at {address}: {error}") from None
 
 
-def of_scene(name: str, scene: str, setup: Setup) -> Scenario:
-    """The scenario of a scene of a family: what a recipe of one calls."""
-    from vmm.explore import scenes
+def of_scene(name: str, scene: str, setup: Setup, bug: str = "") -> Scenario:
+    """The scenario of a scene of a family, or of one with a bug of the zoo: what a recipe of it calls."""
+    from vmm.explore import scenes, zoo
 
-    return scenes.set_up(scenes.load(name), scene, setup)[1]
+    family = scenes.load(name)
+    return scenes.set_up(zoo.infected(family, bug) if bug else family, scene, setup)[1]
 
 
 def explore(
