@@ -17,7 +17,9 @@ work() {
   for i in $(seq %(rounds)d); do
     [ "$(gzip -1 < /tmp/$1 | gunzip | sha256sum)" = "$a" ] || echo "error: pipeline $1"
     code_alias %(aliases)d || echo "error: code_alias $1 gave $?"
-    for j in $(seq %(processes)d); do [ "$(/bin/busybox echo $j | /bin/busybox cat)" = $j ] || echo "error: process $1"; done
+    for j in $(seq %(processes)d); do
+      [ "$(/bin/busybox echo $j | /bin/busybox cat)" = $j ] || echo "error: process $1"
+    done
   done
 }
 for n in $(seq %(jobs)d); do work $n & done; wait; echo over
