@@ -183,6 +183,9 @@ class FakeTarget:
     def irqchips(self) -> IrqChips:
         return self.chips
 
+    def view(self, name: str, argument: str) -> str:
+        return f"{name} {argument}\n"
+
     def ledger(self) -> list[LedgerRow]:
         return self.rows
 

@@ -286,6 +286,56 @@ def _qom_get(line: Line) -> str:
     return dumps(line.target.qom_get(line.params["path"], line.params["property"]), pretty=True) + "\n"
 
 
+def _view(name: str) -> Run:
+    """A view of the machine's insides; all parameters are one argument."""
+    return lambda line: line.target.view(name, line.params.get("args", ""))
+
+
+def _print(line: Line) -> str:
+    from vmm.qmp.machine_views import number
+
+    text = line.params["expression"]
+    letter = "x"
+    if text.startswith("/"):
+        start, _, text = text.partition(" ")
+        letter = start[1:2] or "x"
+    value = number(text)
+    shown = {
+        "x": f"{value:#x}",
+        "d": str(value - (1 << 64) if value >> 63 else value),
+        "u": str(value),
+        "o": f"0{value:o}",
+    }
+    if letter not in shown:
+        return f"p: invalid char in format: '{letter}'\n"
+    return shown[letter] + "\n"
+
+
+def _info_chardev(line: Line) -> str:
+    return "".join(f"{each.id}: filename={each.filename}\n" for each in reversed(line.target.chardevs.values()))
+
+
+def _info_block(line: Line) -> str:
+    text = []
+    for row in line.target.blocks.query_drives():
+        inserted = row["inserted"]
+        name = row["device"] or inserted["node-name"]
+        text.append(f"{name}: {inserted['file']} ({inserted['drv']}{', read-only' if inserted['ro'] else ''})\n")
+        if "qdev" in row:
+            text.append(f"    Attached to:      {row['qdev']}\n")
+        text.append("    Cache mode:       writeback\n")
+    return "".join(text)
+
+
+def _info_memdev(line: Line) -> str:
+    return "".join(
+        f"memory backend: {row['id']}\n  size:  {row['size']}\n  merge: {str(row['merge']).lower()}\n"
+        f"  dump: {str(row['dump']).lower()}\n  prealloc: {str(row['prealloc']).lower()}\n"
+        f"  share: {str(row['share']).lower()}\n  policy: {row['policy']}\n  host nodes:\n\n"
+        for row in line.target.memdevs()
+    )
+
+
 def _no_output(run: Callable[[MachineTarget], None]) -> Run:
     def command(line: Line) -> str:
         run(line.target)
@@ -307,6 +357,21 @@ HUMAN: dict[str, HumanCommand] = {
     "object_del": HumanCommand(_object_del, "id", "delete an object"),
     "qom-list": HumanCommand(_qom_list, "[path]", "list an object's properties"),
     "qom-get": HumanCommand(_qom_get, "path property", "print a property"),
+    "i": HumanCommand(_view("i"), "args", "read a port: /fmt addr"),
+    "o": HumanCommand(_view("o"), "args", "write a port: /fmt addr value"),
+    "p": HumanCommand(_print, "expression", "print the value of an expression: [/fmt] expression"),
+    "x": HumanCommand(_view("x"), "args", "show memory by virtual address: /fmt addr"),
+    "xp": HumanCommand(_view("xp"), "args", "show memory by physical address: /fmt addr"),
+    "nmi": HumanCommand(_no_output(lambda target: target.inject_nmi()), "", "an NMI to every vCPU"),
+    "info accel": HumanCommand(lambda _line: "", "", "show accelerator statistics"),
+    "info block": HumanCommand(_info_block, "", "show block devices"),
+    "info chardev": HumanCommand(_info_chardev, "", "show the character devices"),
+    "info lapic": HumanCommand(_view("lapic"), "[args]", "show a local APIC: apic-id"),
+    "info memdev": HumanCommand(_info_memdev, "", "show memory backends"),
+    "info mtree": HumanCommand(_view("mtree"), "[args]", "show who answers where: -f for the flat view"),
+    "info qom-tree": HumanCommand(_view("qom-tree"), "[args]", "show the object tree: path"),
+    "info qtree": HumanCommand(_view("qtree"), "", "show the devices on their buses"),
+    "info registers": HumanCommand(_view("registers"), "[args]", "show the CPU's registers: -a for all CPUs"),
     "info cpus": HumanCommand(_info_cpus, "", "show the vCPUs"),
     "info irq": HumanCommand(lambda line: format_irq(line.target.irqchips()), "", "show interrupt counts"),
     "info kvm": HumanCommand(_info_kvm, "", "show whether KVM is in use"),

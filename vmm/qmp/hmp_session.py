@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from vmm.qmp.hmp import run_hmp
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -31,7 +29,8 @@ class HmpSession:
 
     def greet(self) -> None:
         """Send the banner and a prompt."""
-        version = run_hmp(self._call.target, self._call.version, "info version").strip()
+        qemu, package = self._call.version["qemu"], self._call.version["package"]
+        version = f"{qemu['major']}.{qemu['minor']}.{qemu['micro']}{package}"
         self._say(f"{version} monitor - type 'help' for more information\n{PROMPT}")
 
     def feed(self, data: bytes) -> None:
@@ -66,6 +65,8 @@ class HmpSession:
         self._waiting.clear()
 
     def _pump(self) -> None:
+        from vmm.qmp.hmp import run_hmp  # a greeting needs none of it
+
         while self._waiting and not (self._held or self._closed):
             line = self._waiting.popleft()
             self._say((run_hmp(self._call.target, self._call.version, line) if line.strip() else "") + PROMPT)

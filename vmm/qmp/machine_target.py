@@ -385,6 +385,11 @@ class MachineMonitor:
     def ledger(self) -> Sequence[LedgerRow]:
         return [LedgerRow(row.owner, row.kind, row.name) for row in self.machine.ledger.rows()]
 
+    def view(self, name: str, argument: str) -> str:
+        from vmm.qmp.machine_views import VIEWS
+
+        return VIEWS[name](self.machine, argument)
+
     def host_kernel(self) -> HostKernel:
         """The machine's. One without a board has a kernel without an irqchip, which refuses every irqfd."""
         machine = self.machine

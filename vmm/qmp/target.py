@@ -410,5 +410,8 @@ class MachineTarget(Protocol):
     def ledger(self) -> Sequence[LedgerRow]:
         """The resources that are held now."""
 
+    def view(self, name: str, argument: str) -> str:
+        """What `info NAME`, or NAME itself, prints of the machine's insides: `qtree`, `mtree`, `lapic`, `x`, ..."""
+
     def host_kernel(self) -> HostKernel:
         """The host kernel's side; ConfigError if the machine has none."""
