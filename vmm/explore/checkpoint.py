@@ -36,7 +36,7 @@ class Checkpoint:
     def resume(self, search: Search) -> None:
         """Bring a search that has not begun to where the files end, and write down from now on what comes of it.
 
-        One with goals begins anew: they are asked of all states and steps at once, and those are not kept. UsageError if
+        One with goals begins anew: they are asked of all states and steps at once, which are not kept. UsageError if
         the files are of something else.
         """
         if search.graph is not None:
