@@ -17,7 +17,7 @@ MOST = 30_000
 COUNTS = {
     ("irqfd-life", "deassign"): 4228,
     ("irqfd-life", "close"): 1324,
-    ("irqfd-life", "assign"): 6300,
+    ("irqfd-life", "assign"): 6376,
     ("irqfd-life", "two-removers"): 377,
     ("irqfd-life", "vm-closed"): 915,
     ("irqfd-life", "bind"): 381,

@@ -59,6 +59,7 @@ class Call(State):
         thread = self.thread
         thread.busy = True
         began = self.board.finished() if self.board.is_quiet(1) else -1
+        bound = self.kind == "I-" and began >= 0 and self._is_bound()
         error = 0
         if self.kind:
             try:
@@ -73,6 +74,12 @@ class Call(State):
         thread.note(f"{self.text} = {errno.errorcode[error] if error else 'ok'}")
         if began + 1 == self.board.finished() and self.board.is_quiet():
             self.judge(error)
+            if bound and not error and self.ctx is not None and self.ctx.count:
+                wrong = "it was deassigned, and its next owner is given what was injected"
+                self.board.report(Violation("S10", self.ctx, wrong))
+
+    def _is_bound(self) -> bool:
+        return any(item.ctx is self.ctx and item.gsi == GSI for item in self.board.vm.irqfds.items)
 
     def _check_gone(self) -> None:
         """S6: a deassign has returned, whoever else acts. Asked where nobody assigns meanwhile."""

@@ -147,11 +147,6 @@ def replay(board: Board) -> None:
     user.signal("e1")
     user.deassign("e1")
 
-    def seen_again() -> str | None:
-        return "S10: the next owner of e1 is given what was injected" if board.ctx("e1").count else None
-
-    board.at_rest(seen_again)
-
 
 class Underflows(EventfdCtx):
     """Reading a semaphore takes 1, also of 0."""
