@@ -128,7 +128,8 @@ def _parse(data: bytes, path: str) -> ElfImage:
             raise BootError(f"segment {len(segments)} has more bytes in the file than in memory", path)
         if program.flags & PF_X and program.vaddr <= header.entry < program.vaddr + program.memsz:
             entry = header.entry - program.vaddr + program.paddr
-        segments.append(Piece(program.paddr, data[program.offset : end], program.memsz, f"segment {len(segments)}"))
+        content = memoryview(data)[program.offset : end]  # a kernel's are tens of MiB: not copied
+        segments.append(Piece(program.paddr, content, program.memsz, f"segment {len(segments)}"))
     if not segments:
         raise BootError("ELF file without a loadable segment", path)
     return ElfImage(32 * ident.elf_class, entry, tuple(segments), pvh_entry)

@@ -36,7 +36,7 @@ class Piece(NamedTuple):
     """Bytes for guest-physical `address`, and zeroes up to `length` bytes in all. `what` names it in errors."""
 
     address: int
-    data: bytes
+    data: bytes | memoryview
     length: int
     what: str
 

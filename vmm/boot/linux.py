@@ -169,7 +169,7 @@ def _setup(data: bytes, path: str) -> Any:
     """The setup header, checked."""
     if len(data) < SETUP_HEADER + SetupLayout.sizeof():
         raise BootError("truncated within the Linux setup header", path)
-    setup = SetupLayout.parse(data[SETUP_HEADER:])
+    setup = SetupLayout.parse(data[SETUP_HEADER : SETUP_HEADER + SetupLayout.sizeof()])
     if setup.version < OLDEST or not setup.loadflags & LOADED_HIGH:
         raise BootError(
             f"Linux boot protocol {setup.version >> 8}.{setup.version & 0xFF:02} without a kernel at 1 MiB;"
@@ -192,10 +192,10 @@ def _vmlinux(data: bytes, setup: Any, path: str) -> elf.ElfImage | None:
     if setup.version < 0x020C or not setup.xloadflags & XLF_KERNEL_64 or not setup.payload_length:
         return None
     start = _setup_size(setup) + setup.payload_offset
-    payload = data[start : start + setup.payload_length]
+    payload = memoryview(data)[start : start + setup.payload_length]
     try:
-        if elf.is_elf(payload):
-            unpacked = payload
+        if elf.is_elf(bytes(payload[:4])):
+            unpacked = bytes(payload)
         else:
             unpacked = unpack(payload, path, limit=max(setup.init_size, 1))
             # Behind the relocations of the kernel, which it needs only elsewhere, every format has this size.

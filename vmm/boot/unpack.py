@@ -16,25 +16,30 @@ from vmm.errors import BootError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    Data = bytes | memoryview
+
 LIMIT: Final = 1 << 30
+_LONGEST_MAGIC: Final = 6
 _CHUNK: Final = 1 << 18
 LZ4_BLOCK: Final = 8 << 20
 """A block of lz4's legacy frame unpacks to this, the last one to less. Ref: lz4_Frame_format.md, Legacy frame."""
 
 
-def kind(data: bytes) -> str | None:
+def kind(data: Data) -> str | None:
     """The name of the format, None if it is none of these."""
-    return next((name for magic, name, _ in FORMATS if data.startswith(magic)), None)
+    start = bytes(data[:_LONGEST_MAGIC])
+    return next((name for magic, name, _ in FORMATS if start.startswith(magic)), None)
 
 
-def unpack(data: bytes, path: str, limit: int = LIMIT) -> bytes:
+def unpack(data: Data, path: str, limit: int = LIMIT) -> bytes:
     """`data` unpacked. What follows the compressed data is ignored.
 
     BootError, naming `path`, for a format that is not known or whose package is missing, for damaged data, and for
     more than `limit` bytes of result.
     """
+    start = bytes(data[:_LONGEST_MAGIC])
     for magic, name, function in FORMATS:
-        if data.startswith(magic):
+        if start.startswith(magic):
             try:
                 result = function(data, limit + 1)
             except ImportError as error:
@@ -46,32 +51,32 @@ def unpack(data: bytes, path: str, limit: int = LIMIT) -> bytes:
             if len(result) > limit:
                 raise BootError(f"{name} data that unpacks to more than {limit:#x} bytes", path)
             return result
-    raise BootError(f"compressed in a way that is not known (it begins with {data[:6].hex(' ')})", path)
+    raise BootError(f"compressed in a way that is not known (it begins with {start.hex(' ')})", path)
 
 
-def _gzip(data: bytes, most: int) -> bytes:
+def _gzip(data: Data, most: int) -> bytes:
     machine = zlib.decompressobj(wbits=31)
     result = machine.decompress(data, most)
     return _whole(result, machine.eof or len(result) >= most)
 
 
-def _bzip2(data: bytes, most: int) -> bytes:
+def _bzip2(data: Data, most: int) -> bytes:
     machine = bz2.BZ2Decompressor()
     result = machine.decompress(data, most)
     return _whole(result, machine.eof or len(result) >= most)
 
 
-def _xz(data: bytes, most: int) -> bytes:
+def _xz(data: Data, most: int) -> bytes:
     machine = lzma.LZMADecompressor(lzma.FORMAT_XZ)
     result = machine.decompress(data, most)
     return _whole(result, machine.eof or len(result) >= most)
 
 
-def _lzma(data: bytes, most: int) -> bytes:
+def _lzma(data: Data, most: int) -> bytes:
     return lzma.LZMADecompressor(lzma.FORMAT_ALONE).decompress(data, most)
 
 
-def _lz4(data: bytes, most: int) -> bytes:
+def _lz4(data: Data, most: int) -> bytes:
     import lz4.block
 
     pieces = []
@@ -87,7 +92,7 @@ def _lz4(data: bytes, most: int) -> bytes:
     return _whole(b"".join(pieces), total > 0 and len(data) - at <= 4)
 
 
-def _zstd(data: bytes, most: int) -> bytes:
+def _zstd(data: Data, most: int) -> bytes:
     import zstandard
 
     # Kernels are compressed with a window of 128 MiB. An object ends with its frame, a reader looks for another one.
@@ -109,7 +114,7 @@ def _whole(result: bytes, ended: bool) -> bytes:
     return result
 
 
-FORMATS: Final[tuple[tuple[bytes, str, Callable[[bytes, int], bytes]], ...]] = (
+FORMATS: Final[tuple[tuple[bytes, str, Callable[[Data, int], bytes]], ...]] = (
     (b"\x1f\x8b", "gzip", _gzip),
     (b"BZh", "bzip2", _bzip2),
     (b"\xfd7zXZ\0", "xz", _xz),
