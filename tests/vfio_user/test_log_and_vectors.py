@@ -75,6 +75,7 @@ def test_writes_are_logged_from_the_start_to_the_end_and_told_once(client):
     memory.write(0x41FFF, b"two")
     memory.read(0x43000, 4)
     memory.write(0x80000, b"nowhere")
+    memory.write(0x42FFC, b"last")  # up to the end of its page, and no further
     assert report(client, 0x40000, 0x4000) == b"\x06" + bytes(7)
     assert report(client, 0x40000, 0x4000) == bytes(8)
     assert log(client, 7) == 0

@@ -217,6 +217,21 @@ def test_msi_is_part_of_the_state(tmp_path):
         assert device.msi.pending == 1
 
 
+def test_state_that_fails_half_way_leaves_nothing_of_itself(client):
+    client.write(p.REGION_CONFIG, cfg.COMMAND, cfg.COMMAND_MASTER, 2)
+    assert set_state(client, S.STOP_COPY) == 0
+    piece = read_state(client, 1 << 16)
+    broken = piece.data[: piece.size].replace(b'"msi":{"pending":0}', b'"msi":{"pending":99}')
+    assert len(broken) == piece.size + 1
+    assert client.call(Command.DEVICE_RESET).failure == 0
+    assert set_state(client, S.RESUMING) == 0
+    written = p.MigData.build({"argsz": 8 + len(broken), "size": len(broken), "data": broken})
+    assert client.call(Command.MIG_DATA_WRITE, written).failure == 0
+    assert set_state(client, S.STOP)
+    assert get_state(client) == S.ERROR
+    assert client.read(p.REGION_CONFIG, cfg.COMMAND, 2) == 0
+
+
 def test_device_that_cannot_be_migrated_says_so(tmp_path):
     class Plain(Edu):
         migratable = False
