@@ -380,3 +380,28 @@ def test_handler_that_does_not_read_is_not_called_for_ever(files):
     files.write(fd)
     executor.drain()
     assert calls == [1, 1]
+
+
+def test_eight_bytes_are_enough_and_seven_are_not(files):
+    fd = files.eventfd(0, EFD_NONBLOCK)
+    files.write(fd, 3, size=8)
+    assert files.read(fd, size=8) == 3
+    for call in (lambda: files.write(fd, 1, size=7), lambda: files.read(fd, size=7)):
+        with refused(errno.EINVAL):
+            call()
+
+
+def test_handler_that_is_closed_leaves_the_queue_and_its_work(files):
+    calls: list[int] = []
+    fd = files.eventfd(1, EFD_NONBLOCK)
+    ctx = files.ctx_fdget(fd)
+    executor = Executor()
+    handler = FdHandler(files, fd, WorkQueue("loop", executor), lambda: calls.append(1))
+    handler.close()
+    handler.close()
+    executor.drain()
+    ctx.signal()
+    executor.drain()
+    assert calls == []
+    assert ctx.waiters == ()
+    files.close(fd)

@@ -169,6 +169,8 @@ def test_source_ids_are_given_lowest_first_until_efault():
     ids.free(1)
     ids.free(99)
     assert ids.request() == 1
+    ids.free(0)
+    assert ids.request() == 0
 
 
 @given(st.lists(st.integers(0, 9), max_size=40))
