@@ -139,9 +139,9 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def test_a_guest_that_was_not_fetched_says_how_to_get_it(cache):
-    with pytest.raises(linux.GuestMissing, match="make guests$"):
+    with pytest.raises(linux.GuestMissing, match=r"make guests$"):
         linux.find()
-    with pytest.raises(linux.GuestMissing, match="make guests SUITE=trixie$"):
+    with pytest.raises(linux.GuestMissing, match=r"make guests SUITE=trixie$"):
         linux.find("trixie")
     assert linux.cache() == cache
 
