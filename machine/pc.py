@@ -6,7 +6,6 @@ to 23 to the IOAPIC alone, with GSI 0 on IOAPIC pin 2 as on real boards and in Q
 
 from __future__ import annotations
 
-import uuid
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -298,7 +297,7 @@ class PcMachine(Machine):
         self._boot_once = None if config.boot_once is None else cmos_boot_order(config.boot_once)
         self.fw_cfg = self.make(FwCfg)
         self.fw_cfg.add_u16(BOOT_MENU, config.boot_menu)
-        self.fw_cfg.add_bytes(UUID, uuid.UUID(config.uuid).bytes)
+        self.fw_cfg.add_bytes(UUID, bytes.fromhex(config.uuid.replace("-", "")))
         self.fw_cfg.add_u16(NB_CPUS, config.cpus)
         self.fw_cfg.add_u16(MAX_CPUS, config.max_cpus or config.cpus)
         self.fw_cfg.add_u64(RAM_SIZE, config.ram_size)

@@ -82,6 +82,8 @@ _OBJECTS = {
     "memory-backend-file": "devices.memory_file:MemoryBackendFile",
     "memory-backend-memfd": "devices.memory_backend:MemoryBackendMemfd",
     "memory-backend-ram": "devices.memory_backend:MemoryBackendRam",
+    "monitor-hmp": "vmm.qmp.monitor_object:MonitorHmp",
+    "monitor-qmp": "vmm.qmp.monitor_object:MonitorQmp",
     "rng-builtin": "devices.rng_backend:RngBuiltin",
     "rng-random": "devices.rng_backend:RngRandom",
     "vfio-host-device": "devices.vfio_host:VfioHostDevice",

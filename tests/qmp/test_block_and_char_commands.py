@@ -125,3 +125,29 @@ def test_actions_can_be_changed(guest) -> None:
     guest.qmp("watchdog-set-action", action="none")
     assert guest.machine.watchdog_action == "none"
     assert error(guest, "set-action", reboot="bogus") == "Parameter 'reboot' does not accept value 'bogus'"
+
+
+def test_monitor_is_made_on_a_device_and_deleted_while_others_go_on(guest, tmp_path: Path) -> None:
+    path = str(tmp_path / "m")
+    backend = {"type": "socket", "data": {"addr": {"type": "unix", "data": {"path": path}}}}
+    guest.qmp("chardev-add", id="c0", backend=backend)
+    guest.qmp("object-add", qom_type="monitor-qmp", id="m0", chardev="c0")
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.settimeout(60)
+        peer.connect(path)
+        guest.qmp("query-status")
+        assert peer.recv(4096).startswith(b'{"QMP": ')
+        peer.sendall(b'{"execute":"qmp_capabilities"}')
+        guest.qmp("query-status")
+        guest.qmp("query-status")
+        assert peer.recv(4096) == b'{"return": {}}\r\n'
+        guest.qmp("stop")
+        guest.qmp("query-status")
+        assert b'"event": "STOP"' in peer.recv(4096)
+        assert error(guest, "chardev-remove", id="c0") == "Chardev 'c0' is busy"
+        guest.qmp("object-del", id="m0")
+        guest.qmp("cont")
+        guest.qmp("chardev-remove", id="c0")
+        assert peer.recv(4096) == b""
+    assert error(guest, "object-add", qom_type="monitor-qmp", id="m1", chardev="c0") == 'chardev "c0" not found'
+    assert error(guest, "object-add", qom_type="monitor-hmp", id="m1") == "Parameter 'chardev' is missing"
