@@ -137,6 +137,7 @@ MAPPINGS = {
 def test_region_that_cannot_be_mapped_as_told_is_accessed_by_messages(liar, name):
     board = RemoteBoard()
     device = board.attach(liar(Shared(), Command.DEVICE_GET_REGION_INFO, MAPPINGS[name]))
+    assert device._mapped == {}
     board.enable(device)
     assert board.read(BAR) == 0x1234
     board.write(BAR + 0x1800, 0x55)
