@@ -66,6 +66,7 @@ def test_same_seed_sees_the_same_and_another_seed_something_else(strategy):
     assert results(1) == results(1)
     assert results(1) != results(2)
     assert not results(1).complete
+    assert results(1).orders == 30
 
 
 @pytest.mark.parametrize("strategy", OTHERS)

@@ -146,6 +146,8 @@ def _summary(family: Family, outcomes: list[Outcome]) -> Table:
     for outcome in outcomes:
         result = outcome.result
         text = "held" if result.complete else f"not finished at {result.states} states"
+        if result.orders:
+            text = f"nothing in {result.orders} orders"
         if result.finding is not None:
             number = result.finding.rule.partition(":")[0]
             known = story.words(number)

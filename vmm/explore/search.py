@@ -83,6 +83,8 @@ class Result(NamedTuple):
     finding: Finding | None
     complete: bool = True
     """False: `limit` states were known before all were seen, and nothing was wrong with those."""
+    orders: int = 0
+    """How many were tried, if not all of them were meant to be."""
 
 
 class Node(NamedTuple):

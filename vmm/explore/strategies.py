@@ -99,6 +99,7 @@ class _Orders:
         """In how many steps each was reached, if that matters."""
         self.choices: list[int] = []
         self.transitions = self.deepest = self.ends = 0
+        self.orders = 0
         self.cut = False
         """An order was given up."""
 
@@ -147,7 +148,7 @@ class _Orders:
         return _Found(finding(self.scenario, self.steps, self.first, rule, tuple(self.choices), cause))
 
     def _result(self, finding: Finding | None, complete: bool) -> Result:
-        return Result(len(self.seen), self.transitions, self.deepest, self.ends, finding, complete)
+        return Result(len(self.seen), self.transitions, self.deepest, self.ends, finding, complete, self.orders)
 
     # Strategies.
 
@@ -206,7 +207,7 @@ class _Orders:
 
     def _runs(self, runs: int, longest: int, begin: Callable[[], Callable[[list[int]], int]]) -> Result:
         try:
-            for _ in range(runs):
+            for self.orders in range(1, runs + 1):
                 choose = begin()
                 self.choices.clear()
                 node = self.first
