@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from devices import PciDevice
 from devices.edu import REG_DMA_CMD, REG_DMA_COUNT, REG_DMA_DST, REG_DMA_SRC, REG_IRQ_ACK, REG_IRQ_RAISE, Edu
 from devices.pci import config as cfg
+from devices.pci.msi import Msi
 from support.vfio_user import RawClient, open_fds, recording, serving, version
 from vmm.errors import ConfigError, InUse
 from vmm.kernel.files import DescriptorTable
@@ -499,7 +500,7 @@ def test_path_that_cannot_be_had_is_an_error_that_names_it_and_leaks_nothing(tmp
 # What QEMU says.
 
 
-@pytest.mark.parametrize("name", ["qemu11-gpio.log", "qemu11-python-server-kvm.log"])
+@pytest.mark.parametrize("name", ["qemu11-gpio.log", "qemu11-python-server-kvm.log", "qemu11-python-server-msi.log"])
 def test_qemu_conversation_gets_the_answers_that_qemu_takes(tmp_path, name):
     """QEMU 11 with two other servers, its messages replayed: connect, realize, reset, boot, INTx, device_del."""
     messages = list(recording(name))
@@ -511,6 +512,7 @@ def test_qemu_conversation_gets_the_answers_that_qemu_takes(tmp_path, name):
 
         def realize(self, board):
             super().realize(board)
+            self.msi = Msi(self, 4) if "msi" in name else None
             for info in infos:
                 index, size = info["index"], info["size"]
                 if size and index < p.REGION_ROM:
