@@ -19,10 +19,21 @@ DEVICES = {
     "pci-serial": ({}, "1b36:0002"),
     "pci-testdev": ({}, "1b36:0005"),
     "vfio-pci": ({"x-host-object": "h0"}, "1234:11e8"),
+    "virtio-rng-pci": ({"rng": "r0"}, "1af4:1005"),
+    "virtio-net-pci": ({}, "1af4:1000"),
+    "virtio-serial-pci": ({}, "1af4:1003"),
+    "virtio-blk-pci": ({"drive": "b0"}, "1af4:1001"),
+}
+OBJECTS = {
+    "vfio-pci": [{"qom-type": "vfio-host-device", "id": "h0", "driver": "edu"}],
+    "virtio-rng-pci": [{"qom-type": "rng-builtin", "id": "r0"}],
 }
 SLOT = "0000:00:05.0"
 GONE = f"until [ ! -e /sys/bus/pci/devices/{SLOT} ]; do usleep 2000; done"
 BOUND = {
+    "virtio-blk-pci": "until [ -b /dev/vda ]; do usleep 2000; done; head -c 4096 /dev/vda >/dev/null",
+    "virtio-rng-pci": "until grep -q virtio /sys/class/misc/hw_random/rng_available; do usleep 2000; done",
+    "virtio-net-pci": "until [ -e /sys/class/net/eth0 ]; do usleep 2000; done",
     "nvme": "until [ -b /dev/nvme0n1 ]; do usleep 2000; done",
     "pci-serial": f"until [ -e /sys/bus/pci/devices/{SLOT}/driver ]; do usleep 2000; done",
 }
@@ -49,10 +60,13 @@ def test_cycles_of_plug_and_unplug_leave_ledger_and_descriptors_as_they_were(vm,
     if driver == "nvme":
         (tmp_path / "disk").write_bytes(bytes(1 << 20))
         arguments["x-image"] = str(tmp_path / "disk")
-    objects = [{"qom-type": "vfio-host-device", "id": "h0", "driver": "edu"}] if driver == "vfio-pci" else []
-    shell = boot(vm, cpus=2, objects=objects)
+    shell = boot(vm, cpus=2, objects=OBJECTS.get(driver, []))
     guest = shell.guest
     guest.qmp("query-status")  # from here on the monitor is open
+    if driver == "virtio-blk-pci":
+        (tmp_path / "disk").write_bytes(bytes(1 << 20))
+        file = {"driver": "file", "filename": str(tmp_path / "disk")}
+        guest.qmp("blockdev-add", driver="raw", node_name="b0", file=file)
     appears = f"until [ -e /sys/bus/pci/devices/{SLOT}/irq ]; do usleep 2000; done; "
     appears += f"cat /sys/bus/pci/devices/{SLOT}/vendor /sys/bus/pci/devices/{SLOT}/device"
     before = shell.machine.ledger.snapshot()
