@@ -118,7 +118,7 @@ DeviceInfo = c.Struct("argsz" / c.Int32ul, "flags" / c.Int32ul, "num_regions" / 
 REGION_BAR0, REGION_ROM, REGION_CONFIG, REGION_VGA, NUM_REGIONS = 0, 6, 7, 8, 9
 REGION_READABLE, REGION_WRITABLE, REGION_MMAP, REGION_CAPS = 1, 2, 4, 8
 REGION_INFO_SIZE: Final = 32
-CAP_SPARSE_MMAP: Final = 1
+CAP_SPARSE_MMAP, CAP_TYPE = 1, 2
 
 RegionInfo = c.Struct(
     "argsz" / c.Int32ul,
@@ -139,6 +139,9 @@ SparseMmap = c.Struct(
     "areas" / c.Array(c.this.nr_areas, c.Struct("offset" / c.Int64ul, "size" / c.Int64ul)),
 )
 """Which parts of a region may be mapped through its descriptor."""
+
+RegionType = c.Struct("header" / CapabilityHeader, "type" / c.Int32ul, "subtype" / c.Int32ul)
+"""CAP_TYPE: what a device-specific region is, one with an index from NUM_REGIONS on."""
 
 RegionIoFds = c.Struct(
     "argsz" / c.Int32ul,
