@@ -212,14 +212,15 @@ class _Shared:
             raise EngineError(f"{self.deaths} workers died; --jobs 1 does without them")
         self.workers[dead].end()
         self.workers[dead] = _Worker(self.search, self.context)
+        again = []
         for shard, owner in enumerate(self.owner):
-            if owner == dead and shard < merged:
+            if owner == dead and (shard < merged or shard in reports):
                 self.lost.add(shard)
-            elif owner == dead and shard not in reports:
-                self._stand(shard)
-                self._worker(shard).send("expand", shard)
             elif owner == dead:
-                self.lost.add(shard)
+                again.append(shard)
+                self._stand(shard)
+        for shard in again:  # not before it has read all the others: both would wait for each other to read
+            self._worker(shard).send("expand", shard)
 
     def _even_out(self) -> None:
         """Move shards from who has much more than others to who has least."""
