@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from devices.pci.config import COMMAND, COMMAND_MASTER
 from vmm.memory import GuestMemory
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from struct import Struct
 
     from devices.pci.device import PciDevice
 
@@ -41,16 +43,36 @@ class Image(Protocol):
 class Dma:
     """A device's way to guest memory."""
 
-    __slots__ = ("_device", "_locate", "memory")
+    __slots__ = ("_config", "_locate", "_view", "memory")
 
     def __init__(self, device: PciDevice) -> None:
-        self._device = device
+        """For a device that is being realized, and for as long as it is."""
+        self._config = device.config
         self.memory: Memory = device.board.memory
-        self._locate = self.memory.locate if isinstance(self.memory, GuestMemory) else _anywhere
+        self._view: memoryview | None = None
+        self._locate: Callable[[int, int], int] = _anywhere
+        if isinstance(self.memory, GuestMemory):
+            self._view, self._locate = self.memory.view, self.memory.locate
 
     def reachable(self, address: int, length: int) -> bool:
         """Whether all of it is memory and the device may master the bus."""
-        return self._locate(address, length) >= 0 and self._device.bus_master
+        return self._locate(address, length) >= 0 and bool(self._config.data[COMMAND] & COMMAND_MASTER)
+
+    def load(self, layout: Struct, address: int) -> tuple[int, ...] | None:
+        """The fields of a structure; None if it cannot be reached."""
+        if not self._config.data[COMMAND] & COMMAND_MASTER:
+            return None
+        if self._view is None:
+            return layout.unpack(self.memory.read(address, layout.size))
+        at = self._locate(address, layout.size)
+        return layout.unpack_from(self._view, at) if at >= 0 else None
+
+    def store(self, layout: Struct, address: int, *fields: int) -> bool:
+        """Store a structure; False if it cannot be reached."""
+        if not self.reachable(address, layout.size):
+            return False
+        self.memory.write(address, layout.pack(*fields))
+        return True
 
     def gather(self, segments: Segments, start: int = 0, length: int | None = None) -> bytes:
         """The bytes of a buffer from `start` on, at most `length`."""

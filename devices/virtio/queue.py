@@ -90,21 +90,21 @@ class Virtqueue:
 
     # Memory.
 
-    def _read(self, address: int, length: int, what: str) -> bytes:
-        if not self._dma.reachable(address, length):
+    def _load(self, layout: struct.Struct, address: int, what: str) -> tuple[int, ...]:
+        found = self._dma.load(layout, address)
+        if found is None:
             raise QueueBroken(f"queue {self.index}: {what} at {address:#x} is not in memory")
-        return self._dma.memory.read(address, length)
+        return found
 
-    def _write(self, address: int, data: bytes, what: str) -> None:
-        if not self._dma.reachable(address, len(data)):
-            raise QueueBroken(f"queue {self.index}: {what} at {address:#x} is not in memory")
-        self._dma.memory.write(address, data)
+    def _store(self, layout: struct.Struct, address: int, *fields: int) -> None:
+        if not self._dma.store(layout, address, *fields):
+            raise QueueBroken(f"queue {self.index}: the used ring at {address:#x} is not in memory")
 
     # Taking.
 
     def available(self) -> int:
         """How many chains the guest offers that were not taken."""
-        index: int = _INDEX.unpack(self._read(self.avail + 2, 2, "the available ring"))[0]
+        (index,) = self._load(_INDEX, self.avail + 2, "the available ring")
         count = (index - self.last_avail) & 0xFFFF
         if count > self.size:
             raise QueueBroken(f"queue {self.index}: guest moved the available index by {count}, past its size")
@@ -115,13 +115,13 @@ class Virtqueue:
         if not self.available():
             return None
         slot = self.avail + 4 + 2 * (self.last_avail % self.size)
-        head: int = _INDEX.unpack(self._read(slot, 2, "the available ring"))[0]
+        (head,) = self._load(_INDEX, slot, "the available ring")
         if head >= self.size:
             raise QueueBroken(f"queue {self.index}: guest says that descriptor {head} is available")
         element = self._chain(head)
         self.last_avail = (self.last_avail + 1) & 0xFFFF
         if self.event_idx:
-            self._write(self.used + 4 + 8 * self.size, _INDEX.pack(self.last_avail), "the used ring")
+            self._store(_INDEX, self.used + 4 + 8 * self.size, self.last_avail)
         return element
 
     def unpop(self) -> None:
@@ -131,12 +131,12 @@ class Virtqueue:
     def _chain(self, head: int) -> Element:
         element = Element(head)
         table, entries, index = self.desc, self.size, head
-        address, length, flags, following = _DESCRIPTOR.unpack(self._read(table + 16 * index, 16, "a descriptor"))
+        address, length, flags, following = self._load(_DESCRIPTOR, table + 16 * index, "a descriptor")
         if flags & r.DESC_F_INDIRECT:
             if not length or length % 16 or flags & r.DESC_F_NEXT:
                 raise QueueBroken(f"queue {self.index}: an indirect table of {length} bytes, flags {flags:#x}")
             table, entries = address, length // 16
-            address, length, flags, following = _DESCRIPTOR.unpack(self._read(table, 16, "an indirect descriptor"))
+            address, length, flags, following = self._load(_DESCRIPTOR, table, "an indirect descriptor")
         count = 0
         while True:
             count += 1
@@ -161,16 +161,16 @@ class Virtqueue:
             index = following
             if index >= entries:
                 raise QueueBroken(f"queue {self.index}: chain {head} goes on at {index} of {entries}")
-            address, length, flags, following = _DESCRIPTOR.unpack(self._read(table + 16 * index, 16, "a descriptor"))
+            address, length, flags, following = self._load(_DESCRIPTOR, table + 16 * index, "a descriptor")
 
     # Giving back.
 
     def push(self, element: Element, written: int) -> None:
         """Give a chain back; the device wrote `written` bytes to it."""
         at = self.used_index
-        self._write(self.used + 4 + 8 * (at % self.size), _USED.pack(element.head, written), "the used ring")
+        self._store(_USED, self.used + 4 + 8 * (at % self.size), element.head, written)
         self.used_index = (at + 1) & 0xFFFF
-        self._write(self.used + 2, _INDEX.pack(self.used_index), "the used ring")
+        self._store(_INDEX, self.used + 2, self.used_index)
 
     def wants_interrupt(self, notify_on_empty: bool) -> bool:
         """Whether the driver wants to hear of what was given back since it was last asked.
@@ -184,8 +184,7 @@ class Virtqueue:
         if notify_on_empty and not self.available():
             return True
         if self.event_idx:
-            raw = self._read(self.avail + 4 + 2 * self.size, 2, "the available ring")
-            event: int = _INDEX.unpack(raw)[0]
+            (event,) = self._load(_INDEX, self.avail + 4 + 2 * self.size, "the available ring")
             return old is None or (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF
-        flags: int = _INDEX.unpack(self._read(self.avail, 2, "the available ring"))[0]
+        (flags,) = self._load(_INDEX, self.avail, "the available ring")
         return not flags & r.AVAIL_F_NO_INTERRUPT

@@ -357,15 +357,19 @@ class TestQueue:
         second = ring.submit((BUFFERS, 7, True), (BUFFERS + 0x100, 9, True), indirect=BUFFERS + 0x800)
         assert ring.done() == [(first, 8), (second, 16)]
 
-    def test_queue_wraps_around(self):
+    def test_indices_wrap_around(self):
         board = rng().start()
-        ring = board.rings[0]
-        for _ in range(70_000 // 8):
-            for _ in range(8):
-                ring.offer(ring.chain((BUFFERS, 1, True)))
+        ring, queue = board.rings[0], board.device.queues[0]
+        queue.last_avail = queue.used_index = ring.added = ring.seen = 0xFFFC
+        for address in (ring.avail + 2, ring.used + 2):
+            board.memory.write(address, b"\xfc\xff")
+        for _ in range(3):
+            heads = [ring.chain((BUFFERS, 1, True)) for _ in range(8)]
+            for head in heads:
+                ring.offer(head)
             ring.kick()
-            assert len(ring.done()) == 8
-        assert ring.added == 70_000 & 0xFFFF
+            assert [head for head, _ in ring.done()] == heads
+        assert ring.added == queue.used_index == 20
 
     def test_nothing_is_taken_before_driver_ok(self):
         board = rng()
