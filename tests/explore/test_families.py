@@ -34,7 +34,7 @@ COUNTS = {
     ("mask-eoi", "for-ever"): 511,
     ("vm-close", "release"): 2615,
     ("vm-close", "any-order"): 4414,
-    ("vm-close", "assign"): 282,
+    ("vm-close", "assign"): 113,
     ("vm-close", "destroy"): 758,
     ("vm-close", "device"): 4684,
     ("reroute", "same"): 447,

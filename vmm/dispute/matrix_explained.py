@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from vmm.dispute.row import BUSY, FAILS, FOLLOWS, HOLDS, REBINDS, V5
+from vmm.dispute.row import BUSY, FAILS, FOLLOWS, HOLDS, REBINDS
 
 _NOT_YET: Final = (
     "A close is asynchronous: the irqfd may fire, and the guest may end it, before the eoifd's shutdown has run, and "
@@ -12,15 +12,8 @@ _NOT_YET: Final = (
     "flush; this scene fires without waiting for one."
 )
 
-_LATE: Final = (
-    "A scene's calls go to the VM itself, and go on after its descriptor was closed. A call of the kernel's holds the "
-    "descriptor's file, so that the release comes after it, and a later call is EBADF: no eoifd is bound to a VM that "
-    "was released, as here, where it keeps its id until it is closed itself."
-)
-
 EXPLAINED: Final[dict[tuple[str, str, tuple[str, ...]], str]] = {
     **{("dispute/eoifd-closed", rule, ("L5", "S3")): _NOT_YET for rule in (FAILS, FOLLOWS, BUSY, REBINDS, HOLDS)},
-    **{("vm-close/assign", rule, ("S1",)): _LATE for rule in (V5, BUSY, REBINDS, HOLDS)},
     ("dispute/bind", FAILS, ()): "The model looks at the irqfd again, under the lock, when it binds: a rule that "
     "refuses a deassign for the eoifd's sake has to, or it has the zombie that it is there to avoid. The rule was "
     "proposed without code; without this look the search finds S1 here, as expected.",

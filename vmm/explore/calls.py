@@ -146,26 +146,28 @@ class Acting:
             flags = KVM_IRQFD_FLAG_RESAMPLE if eoi and not edge else 0
             resamplefd = board.fd(eoi) if flags else 0
             text += f" {eoi}" if flags else ""
-        self._call(text, lambda: board.vm.irqfd(fd, GSI, flags, resamplefd), "I+", name, when)
+        self._call(text, board.ioctl(lambda: board.vm.irqfd(fd, GSI, flags, resamplefd)), "I+", name, when)
 
     def deassign(self, name: str, when: Guard | None = None) -> None:
         """KVM_IRQFD with KVM_IRQFD_FLAG_DEASSIGN."""
         board, fd = self._board, self._board.fd(name)
-        self._call(f"I- {name}", lambda: board.vm.irqfd(fd, GSI, KVM_IRQFD_FLAG_DEASSIGN), "I-", name, when)
+        self._call(
+            f"I- {name}", board.ioctl(lambda: board.vm.irqfd(fd, GSI, KVM_IRQFD_FLAG_DEASSIGN)), "I-", name, when
+        )
 
     def eoifd(self, name: str, irqfd: str, when: Guard | None = None) -> None:
         """KVM_EOIFD: tell `name` of the EOIs of the irqfd of `irqfd`. Left out under `resample`: assign did it."""
         board, fd, other = self._board, self._board.fd(name), self._board.fd(irqfd)
         if not board.merged:
             flags = KVM_EOIFD_FLAG_LEVEL_IRQFD
-            self._call(f"E+ {name} {irqfd}", lambda: board.vm.eoifd(fd, flags, other), "E+", name, when)
+            self._call(f"E+ {name} {irqfd}", board.ioctl(lambda: board.vm.eoifd(fd, flags, other)), "E+", name, when)
 
     def deassign_eoifd(self, name: str, irqfd: str, when: Guard | None = None) -> None:
         """KVM_EOIFD with KVM_EOIFD_FLAG_DEASSIGN. Left out under `resample`."""
         board, fd, other = self._board, self._board.fd(name), self._board.fd(irqfd)
         if not board.merged:
             flags = KVM_EOIFD_FLAG_LEVEL_IRQFD | KVM_EOIFD_FLAG_DEASSIGN
-            self._call(f"E- {name} {irqfd}", lambda: board.vm.eoifd(fd, flags, other), "E-", name, when)
+            self._call(f"E- {name} {irqfd}", board.ioctl(lambda: board.vm.eoifd(fd, flags, other)), "E-", name, when)
 
     def close(self, name: str, when: Guard | None = None) -> None:
         """close(2) of the descriptor."""
