@@ -9,6 +9,9 @@ import pytest
 from guest_images import linux
 from support.endurance import size
 from support.linux_shell import boot, needs_linux
+from vmm.boot import prepare
+from vmm.boot.linux import SECTOR, SETUP_HEADER, SetupLayout
+from vmm.boot.unpack import unpack
 from vmm.cli.process import program
 
 pytestmark = needs_linux
@@ -92,4 +95,16 @@ def test_the_tsc_is_the_clock_and_every_pin_of_pci_is_level(vm):
     shell.run("grep -q '^acpi_pm\\|tsc' /sys/devices/system/clocksource/clocksource0/current_clocksource")
     assert "fasteoi" in shell.run("grep acpi /proc/interrupts")
     assert shell.run("dmesg -r | grep -ciE 'nobody cared|call trace|BUG:'", status=1) == "0"
+    assert shell.power_off() == 0
+
+
+def test_vmlinux_out_of_the_bzimage_starts_by_its_pvh_note(vm, tmp_path):
+    image = linux.find().kernel.read_bytes()
+    setup = SetupLayout.parse(image[SETUP_HEADER:])
+    start = (setup.setup_sects + 1) * SECTOR + setup.payload_offset
+    vmlinux = tmp_path / "vmlinux"
+    vmlinux.write_bytes(unpack(image[start : start + setup.payload_length], "vmlinux"))
+    assert prepare(vmlinux, None, "", 256 << 20).protocol == "pvh"
+    shell = boot(vm, kernel=vmlinux)
+    assert shell.run("uname -r") == linux.find().release
     assert shell.power_off() == 0

@@ -88,7 +88,8 @@ def boot(vm, append: str = "quiet", name: str = linux.DEFAULT, listen=(), **conf
     config.setdefault("ram_size", 256 << 20)
     config.setdefault("trace", False)
     devices = config.pop("devices", ())
-    guest = vm("pc", kernel=here.kernel, initrd=str(here.initrd), append=f"{APPEND} {append}", **config)
+    kernel = config.pop("kernel", here.kernel)
+    guest = vm("pc", kernel=kernel, initrd=str(here.initrd), append=f"{APPEND} {append}", **config)
     for sink in listen:
         guest.machine.trace.listen(sink)
     for given in devices:
