@@ -30,6 +30,8 @@ TOOLS = {
     "objcopy": "some tests assemble guests with it",
     "iasl": "a test disassembles our ACPI tables with it",
 }
+LINUX = "linux guest"
+PURPOSES = TOOLS | {LINUX: "tests and benches boot it"}
 BINUTILS = "Debian: apt-get install binutils"
 TOOL_HINTS = dict.fromkeys(("as", "ld", "objdump", "objcopy"), BINUTILS) | {
     "iasl": "Debian: apt-get install acpica-tools"
@@ -80,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     found = check_kvm(arguments.kvm)
     qemu = check_program(arguments.qemu, "--version", "Debian: apt-get install qemu-system-x86")
     tools = [check_program(name, "--version" if name != "iasl" else "-v", TOOL_HINTS[name]) for name in TOOLS]
+    tools.append(check_linux())
     healthy = engines[0].ok and all(package.ok for package in packages)
     if arguments.json:
         print(json.dumps(_document(healthy, packages, engines, found, qemu, tools), indent=2))
@@ -152,6 +155,17 @@ def check_program(program: str, option: str, hint: str) -> Check:
     return Check(program, True, f"{lines[0]}, {path}")
 
 
+def check_linux() -> Check:
+    """The Linux guest of `make guests`."""
+    from guest_images import linux
+
+    try:
+        found = linux.find()
+    except linux.GuestMissing as error:
+        return Check(LINUX, False, "not fetched", str(error))
+    return Check(LINUX, True, f"{found.release}, {found.kernel}")
+
+
 def _document(
     healthy: bool, packages: list[Check], engines: list[Check], kvm: Probe, qemu: Check, tools: list[Check]
 ) -> dict[str, Any]:
@@ -196,7 +210,7 @@ def _print(
     line(qemu)
     title("Optional tools")
     for check in tools:
-        line(Check(check.name, check.ok, f"{check.detail}; {TOOLS[check.name]}", check.hint))
+        line(Check(check.name, check.ok, f"{check.detail}; {PURPOSES[check.name]}", check.hint))
     console.print()
     if healthy:
         console.print("vintx-system-x86_64 can run guests on this machine.")
