@@ -17,6 +17,7 @@ from vmm.explore.search import explore
 distributed = pytest.importorskip("distributed", reason="dask.distributed is not installed (the extra `cluster`)")
 
 HOLDS = ("irqfd-life", "two-removers", Setup())
+GOALS = ("mask-eoi", "for-ever", Setup())
 FAILS = ("thread", "close", Setup("deassign-fails", None, 1))
 
 
@@ -51,6 +52,12 @@ def test_counts_do_not_depend_on_the_number_of_workers(client, workers):
         assert cluster.explore(client, Recipe(of_scene, HOLDS), shard=30) == alone(HOLDS)
     finally:
         del client.submit
+
+
+def test_goals_are_asked_of_what_all_workers_saw(client):
+    recipe = Recipe(of_scene, GOALS)
+    assert recipe.scenario().live
+    assert cluster.explore(client, recipe, shard=100) == alone(GOALS)
 
 
 def test_way_to_a_violation_is_the_shortest(client):

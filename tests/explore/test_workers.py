@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 
 import pytest
 
 from tests.explore.test_search import Counter, lifetime, shared
 from tests.support.explored import LoweringIrqfds
+from vmm import order
 from vmm.errors import EngineError
 from vmm.explore import search, workers
 from vmm.explore.actors import Actor, NotDeterministic, Operation
@@ -31,6 +33,38 @@ def test_way_to_a_violation_does_not_depend_on_the_number_of_processes():
     alone = explore(shared(LoweringIrqfds))
     assert alone.finding is not None
     assert [explore(shared(LoweringIrqfds), jobs=n) for n in (2, 4)] == [alone, alone]
+
+
+def turning(n: int = 4) -> Scenario:
+    """Hands that turn by themselves, and one who may stop them, but need not."""
+    counters = [Counter(guarded=False) for _ in range(n)]
+
+    def turn(counter: Counter) -> None:
+        value = counter.value
+        order.hook("turn", counter)
+        counter.value = (value + 1) % 4
+
+    def stop() -> None:
+        counters[0].other.owner = 9
+
+    def going() -> bool:
+        return counters[0].other.owner < 0
+
+    hands = [
+        Actor(f"{k}", (Operation("turn", partial(turn, counter), going),), repeats=True)
+        for k, counter in enumerate(counters)
+    ]
+    live = (("stopped", lambda: not going()), ("round", lambda: counters[1].value == 0))
+    return Scenario(tuple(counters), (*hands, Actor("stop", (Operation("stop", stop),), fair=False)), live=live)
+
+
+def test_loop_that_is_found_does_not_depend_on_the_number_of_processes():
+    alone = explore(turning())
+    assert alone.finding.rule.startswith("stopped: need not come true again")
+    assert alone.finding.loop is not None
+    assert explore(turning(), jobs=2) == alone
+    rounds = turning()._replace(live=turning().live[1:])
+    assert explore(rounds, jobs=3) == explore(rounds)
 
 
 def test_limit_is_reached_at_the_same_state():

@@ -11,13 +11,13 @@ from __future__ import annotations
 import re
 from array import array
 from functools import partial
-from itertools import compress
+from itertools import compress, islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmm.explore.actors import Actor, NotDeterministic, Stage
 from vmm.explore.footprints import Footprints
 from vmm.explore.heap import Arena
-from vmm.explore.liveness import Graph
+from vmm.explore.liveness import OWED, Graph
 from vmm.order import State, Violation
 
 if TYPE_CHECKING:
@@ -134,7 +134,8 @@ def explore(
 class Report(NamedTuple):
     """What came of a shard, some consecutive states of a level, in another process. `counts`: of each state, how many
     could act; of each step to a state that was not known there: the parent's place in the shard, who acted, and the
-    mark. `trouble`: something ends the search.
+    mark. `trouble`: something ends the search. For goals: of each state, whether it fulfils each; of each step, who
+    acts (as a `Graph` has it), and the mark.
     """
 
     counts: bytes
@@ -142,6 +143,8 @@ class Report(NamedTuple):
     actors: bytes
     marks: list[int]
     trouble: bool
+    reached: list[tuple[bool, ...]]
+    edges: list[tuple[int, int]]
 
 
 class Search:
@@ -183,7 +186,7 @@ class Search:
     def run(self, share: Callable[[Search], Result] | None = None) -> Result:
         """To the end; with the help of others, by `share`, as soon as there is enough to do."""
         while self.level:
-            if share is not None and len(self.level) >= WIDE and self.graph is None:
+            if share is not None and len(self.level) >= WIDE:
                 return share(self)
             following = self.stand(self.pending)
             states = range(self.base, self.base + len(self.level))
@@ -223,6 +226,10 @@ class Search:
         start = states.start
         self.parents.extend(array("I", [start + place for place in compress(report.parents, new)]))
         self.actors.extend(compress(report.actors, new))
+        if self.graph is not None:
+            fresh = compress(report.marks, new)
+            self._numbers.update(zip(fresh, range(len(self.parents) - new.count(1), len(self.parents)), strict=True))
+            self._draw(self.graph, report)
         self.save(states, list(compress(report.marks, new)) if self.checkpoint is not None else [])
         if self.tell is not None:
             self.tell(Progress(len(self.parents), self.depth, len(self.parents) - states.stop))
@@ -235,6 +242,14 @@ class Search:
     def result(self, finding: Finding | None, complete: bool = True) -> Result:
         """What has come of it so far."""
         return Result(len(self.parents), self.transitions, self.depth, self.ends, finding, complete)
+
+    def _draw(self, graph: Graph, report: Report) -> None:
+        """A shard's states and steps."""
+        edges = iter(report.edges)
+        for count, reached in zip(report.counts, report.reached, strict=True):
+            graph.state(iter(reached))
+            for actor, mark in islice(edges, count):
+                graph.edge(actor & ~OWED, bool(actor & OWED), self._numbers[mark])
 
     def sweep(self, nodes: list[Node], base: int, following: list[Node]) -> Result | None:
         """Take all steps from these states, numbered from `base`: new states go to `following`. A Result if that ends
@@ -341,6 +356,8 @@ def expand(scenario: Scenario, steps: Footprints, nodes: list[Node], known: Know
     counts, parents, actors = bytearray(), array("I"), bytearray()
     marks: list[int] = []
     reported: list[Node] = []
+    reached: list[tuple[bool, ...]] = []
+    edges: list[tuple[int, int]] = []
     trouble = False
     try:
         for place, (heap, standings, mark) in enumerate(nodes):
@@ -355,8 +372,12 @@ def expand(scenario: Scenario, steps: Footprints, nodes: list[Node], known: Know
                 trouble = True
                 break
             counts.append(len(enabled))
+            if scenario.live:
+                reached.append(tuple([steps.says(goal, heap) for _, goal in scenario.live]))
             for n in enabled:
                 _, heap_after, standings_after, after = steps.step(heap, standings, mark, n)
+                if scenario.live:
+                    edges.append((n | OWED if standings[n].place.owed else n, after))
                 if after not in known:
                     known.add(after)
                     parents.append(place)
@@ -365,7 +386,7 @@ def expand(scenario: Scenario, steps: Footprints, nodes: list[Node], known: Know
                     reported.append(Node(heap_after, standings_after, after))
     except Exception:
         trouble = True  # whatever it is, the process that numbers the states will meet it too
-    return Report(bytes(counts), parents, bytes(actors), marks, trouble), reported
+    return Report(bytes(counts), parents, bytes(actors), marks, trouble, reached, edges), reported
 
 
 def rebuild(steps: Footprints, first: Node, parents: array[int], actors: bytearray, wanted: int) -> list[Node]:
