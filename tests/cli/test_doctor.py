@@ -33,7 +33,7 @@ def test_json_says_the_same(capsys):
         "hint": "Debian: apt-get install qemu-system-x86",
     }
     assert [engine["name"] for engine in document["engines"]] == ["tcg", "qtest"]
-    assert {tool["name"] for tool in document["tools"]} == set(doctor.TOOLS)
+    assert {tool["name"] for tool in document["tools"]} == set(doctor.PURPOSES)
     assert {"construct", "unicorn", "greenlet"} <= {package["name"] for package in document["packages"]}
 
 
