@@ -229,21 +229,6 @@ class Board:
         """Objects of the scenario's own that operations change."""
         self._states += objects
 
-    def ioctl(self, call: Callable[[], object]) -> Callable[[], None]:
-        """A call of the VM through its descriptor, whose file it holds: EBADF once that is closed; a close meanwhile
-        leaves the VM's release to its end. (ioctl(2))
-        """
-        files, fd = self.files, self.vm.fd
-
-        def perform() -> None:
-            file = files.file(fd).get()
-            try:
-                call()
-            finally:
-                file.put()
-
-        return perform
-
     # Asking.
 
     def fd(self, name: str) -> int:

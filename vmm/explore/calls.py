@@ -134,6 +134,21 @@ class Acting:
 
     # The interface of the kernel.
 
+    def _ioctl(self, call: Callable[[], object]) -> Callable[[], None]:
+        """A call of the VM through its descriptor, whose file it holds: EBADF once that is closed; a close meanwhile
+        leaves the VM's release to its end. (ioctl(2))
+        """
+        files, fd = self._board.files, self._board.vm.fd
+
+        def perform() -> None:
+            file = files.file(fd).get()
+            try:
+                call()
+            finally:
+                file.put()
+
+        return perform
+
     def assign(self, name: str, eoi: str = "", edge: bool = False, when: Guard | None = None) -> None:
         """KVM_IRQFD: bind eventfd `name` to the GSI. Under the policy `resample`, `eoi` is its resamplefd; under the
         others, where an eoifd is bound by a call of its own, it does not count.
@@ -146,13 +161,13 @@ class Acting:
             flags = KVM_IRQFD_FLAG_RESAMPLE if eoi and not edge else 0
             resamplefd = board.fd(eoi) if flags else 0
             text += f" {eoi}" if flags else ""
-        self._call(text, board.ioctl(lambda: board.vm.irqfd(fd, GSI, flags, resamplefd)), "I+", name, when)
+        self._call(text, self._ioctl(lambda: board.vm.irqfd(fd, GSI, flags, resamplefd)), "I+", name, when)
 
     def deassign(self, name: str, when: Guard | None = None) -> None:
         """KVM_IRQFD with KVM_IRQFD_FLAG_DEASSIGN."""
         board, fd = self._board, self._board.fd(name)
         self._call(
-            f"I- {name}", board.ioctl(lambda: board.vm.irqfd(fd, GSI, KVM_IRQFD_FLAG_DEASSIGN)), "I-", name, when
+            f"I- {name}", self._ioctl(lambda: board.vm.irqfd(fd, GSI, KVM_IRQFD_FLAG_DEASSIGN)), "I-", name, when
         )
 
     def eoifd(self, name: str, irqfd: str, when: Guard | None = None) -> None:
@@ -160,14 +175,14 @@ class Acting:
         board, fd, other = self._board, self._board.fd(name), self._board.fd(irqfd)
         if not board.merged:
             flags = KVM_EOIFD_FLAG_LEVEL_IRQFD
-            self._call(f"E+ {name} {irqfd}", board.ioctl(lambda: board.vm.eoifd(fd, flags, other)), "E+", name, when)
+            self._call(f"E+ {name} {irqfd}", self._ioctl(lambda: board.vm.eoifd(fd, flags, other)), "E+", name, when)
 
     def deassign_eoifd(self, name: str, irqfd: str, when: Guard | None = None) -> None:
         """KVM_EOIFD with KVM_EOIFD_FLAG_DEASSIGN. Left out under `resample`."""
         board, fd, other = self._board, self._board.fd(name), self._board.fd(irqfd)
         if not board.merged:
             flags = KVM_EOIFD_FLAG_LEVEL_IRQFD | KVM_EOIFD_FLAG_DEASSIGN
-            self._call(f"E- {name} {irqfd}", board.ioctl(lambda: board.vm.eoifd(fd, flags, other)), "E-", name, when)
+            self._call(f"E- {name} {irqfd}", self._ioctl(lambda: board.vm.eoifd(fd, flags, other)), "E-", name, when)
 
     def close(self, name: str, when: Guard | None = None) -> None:
         """close(2) of the descriptor."""
