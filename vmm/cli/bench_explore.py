@@ -3,9 +3,9 @@
     measure()     # {"explore": 21000.0, "explore-large": 65000.0, ...}
 
 `ROWS` describes them: name, what, unit, aim. The large scene is an irqfd's whole life at once, some 200,000 states.
-What spin explores is `vmm/explore/spin/thread.pml`, the calls of the thread's counter-example in Promela, with a statement
-for each place where somebody else may go first; ours is the same calls on the kernel's own code. Spin's time to the bug
-is that of spin, the C compiler and a breadth-first run, ours that of `vintx explore`; lines are those a user writes.
+Spin explores `vmm/explore/spin/thread.pml`, the calls of the thread's counter-example in Promela, with a statement for
+each place where somebody else may go first; ours is the same calls on the kernel's own code. Spin's time to the bug is
+that of spin, the C compiler and a breadth-first run, ours that of `vintx explore`; lines are those a user writes.
 """
 
 from __future__ import annotations
