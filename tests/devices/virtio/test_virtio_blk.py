@@ -177,6 +177,15 @@ class TestRequests:
         assert board.memory.read(STATUS, 1)[0] == blk.S_IOERR
 
 
+    def test_file_that_is_used_as_it_is_does_not_grow(self, path):
+        path.write_bytes(bytes(SECTORS * 512))
+        board = BlkBoard(path, drive={"driver": "file", "filename": str(path), "file": None})
+        assert board.request(blk.T_OUT, SECTORS - 1, data=bytes(1024))[0] == blk.S_IOERR
+        assert board.request(blk.T_OUT, SECTORS + 7, data=bytes(512))[0] == blk.S_IOERR
+        assert board.request(blk.T_OUT, SECTORS - 1, data=b"last" * 128)[0] == blk.S_OK
+        assert path.stat().st_size == SECTORS * 512
+
+
 class TestReadOnly:
     def test_drive_that_cannot_be_written(self, path):
         board = BlkBoard(path, drive={"read-only": True})
