@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 ALL_ONES = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFF_FFFF, 8: 0xFFFF_FFFF_FFFF_FFFF}
 PAGE_SHIFT = 12
+MAP_NORESERVE = 0x4000
+"""Of Linux on x86 and ARM, which not every Python's mmap names: the host need not have all of a guest's memory free."""
 FOUR_GIB = 1 << 32
 PCI_HOLE = 0xE000_0000
 """From here to 4 GiB are PCI memory, the interrupt controllers and the firmware: no RAM."""
@@ -303,7 +305,7 @@ class GuestMemory:
         self.below, self.above = split_ram(size)
         flags = mmap.MAP_SHARED if fd >= 0 else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         try:
-            self.ram = mmap.mmap(fd, size, flags=flags | getattr(mmap, "MAP_NORESERVE", 0))
+            self.ram = mmap.mmap(fd, size, flags=flags | MAP_NORESERVE)
         except (OSError, OverflowError) as error:
             raise ConfigError(f"RAM of {size} bytes: the host has not that much address space ({error})") from error
         self.fd = fd
