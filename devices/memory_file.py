@@ -60,7 +60,9 @@ class MemoryBackendFile(MemoryBackendRam):
         if Path(path).is_dir():
             with tempfile.TemporaryFile(dir=path) as file:
                 return os.dup(file.fileno())
-        return os.open(path, (os.O_RDONLY if readonly else os.O_RDWR | os.O_CREAT) | os.O_CLOEXEC | os.O_NOCTTY, 0o644)
+        how = os.O_RDONLY if readonly else os.O_RDWR | os.O_CREAT
+        # Not blocking: a FIFO would, until somebody opens its other end.
+        return os.open(path, how | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK, 0o644)
 
     def close(self) -> None:
         """Give memory and file back."""

@@ -177,7 +177,8 @@ class TestFileBackend:
 
     def test_wrong_ones_are_refused_and_leave_no_descriptor(self, tmp_path):
         before = len(list(Path("/proc/self/fd").iterdir()))
-        short = tmp_path / "short"
+        short, fifo = tmp_path / "short", tmp_path / "fifo"
+        os.mkfifo(fifo)
         short.write_bytes(b"A")
         for values, error, message in (
             ({}, PropertyError, "mem-path property not set"),
@@ -188,6 +189,7 @@ class TestFileBackend:
             ({"mem-path": str(short), "size": 0}, PropertyError, "size 0"),
             ({"mem-path": str(short), "foo": 1}, PropertyError, "not found"),
             ({"mem-path": "/dev/null"}, ConfigError, "unable to map backing store"),
+            ({"mem-path": str(fifo), "readonly": True}, ConfigError, "unable to map backing store"),
         ):
             with pytest.raises(error, match=message):
                 self.make(**values)
