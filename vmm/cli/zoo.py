@@ -19,6 +19,7 @@ from rich.table import Table
 
 from vmm.errors import UsageError
 from vmm.explore import chart, story, zoo
+from vmm.kernel.eras import DEFAULT_ERA
 
 if TYPE_CHECKING:
     import argparse
@@ -83,9 +84,11 @@ def _tell(console: Console, one: Shown, every_step: bool) -> None:
 
 
 def _list(chosen: list[Bug]) -> Table:
-    table = Table("", "bug", "breaks", "reference", "fixed")
+    table = Table("", "bug", "base", "breaks", "reference", "fixed")
     for bug in chosen:
-        table.add_row(bug.number, bug.title, " or ".join(bug.breaks), bug.reference, bug.cure or "the real class")
+        base, real = (f"{s.policy} {s.era or DEFAULT_ERA}" for s in (bug.broken, bug.real))
+        fixed = bug.cure or ("the real class" if base == real else real)
+        table.add_row(bug.number, bug.title, base, " or ".join(bug.breaks), bug.reference, fixed)
     return table
 
 
