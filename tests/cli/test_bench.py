@@ -7,7 +7,7 @@ import json
 import pytest
 
 from support.qemu_guest import ABSENT, QEMU
-from vmm.cli import bench, vintx
+from vmm.cli import bench, bench_qmp, vintx
 from vmm.cli.bench_figures import GROUPS, Figure, Subject
 from vmm.cli.process import GuestLost, program
 
@@ -71,3 +71,21 @@ def test_a_guest_that_fails_is_reported_with_what_it_said():
 def test_a_machine_that_says_nothing_is_reported():
     with pytest.raises(GuestLost, match="ended without a word"):
         Subject("vintx", program(), ours=True).until_output("-device", "no-such-device")
+
+
+@pytest.mark.parametrize(
+    ("key", "names"),
+    [
+        ("first-reply", {"first-reply"}),
+        ("qmp", {"qmp"}),
+        ("qtest", {"qtest-in", "qtest-out", "qtest-pipelined"}),
+        ("plug-cycle", {"plug-cycle"}),
+    ],
+)
+def test_monitor_and_qtest_are_measured(capsys, monkeypatch, key, names):
+    for name, count in (("COMMANDS", 20), ("ACCESSES", 400), ("CYCLES", 5)):
+        monkeypatch.setattr(bench_qmp, name, count)
+    assert vintx.main(["bench", "--json", "-r", "1", "-k", key, "--qemu", "no-such-program"]) == 0
+    rows = json.loads(capsys.readouterr().out)["figures"]
+    assert {row["name"] for row in rows} == names
+    assert all(row["ours"] > 0 for row in rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -225,3 +226,11 @@ def test_help_is_there_for_every_option_that_has_types() -> None:
         )
         assert (done.returncode, done.stderr) == (0, ""), option
         assert done.stdout.count("\n") >= 2, option
+
+
+def test_messages_begin_as_msg_wants() -> None:
+    done = run("-msg", "timestamp=on,guest-name=on", "-name", "here", "-device", "nosuch")
+    assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z here vintx-system-x86_64: -device nosuch: ", done.stderr)
+    assert run("-msg", "timestamp=off", "-device", "nosuch").stderr.startswith("vintx-system-x86_64: ")
+    assert "mem-lock=on is not supported" in run("-overcommit", "mem-lock=on").stderr
+    assert run("-overcommit", "mem-lock=off,cpu-pm=off", "-sandbox", "off").returncode == 0

@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         console.print(bench_explore.NO_SPIN, markup=False)
     if (
         qemu is not None
-        and any(figure.name in ("qmp", "qtest-in", "plug") for figure in wanted)
+        and any(figure.name in ("qmp", "qtest-in", "plug-cycle") for figure in wanted)
         and not has_qtest(qemu)
     ):
         console.print(NOT_MEASURED.format(qemu.version().split("(")[0].strip()), markup=False)

@@ -248,7 +248,7 @@ GROUPS = (
         ),
         bench_qmp.qtest_rates,
     ),
-    Group("plug", (Figure("plug", "device_add, device_del and eject of edu", "/s"),), bench_qmp.plug_rate),
+    Group("plug", (Figure("plug-cycle", "device_add, device_del and eject of edu", "/s"),), bench_qmp.plug_rate),
     Group("first output", (Figure("first-output", "exec to first guest output, -m 64", "ms"),), first_output),
     Group(
         "first output with more memory",

@@ -199,4 +199,4 @@ def plug_rate(subject: Subject) -> dict[str, float]:
             vm.qtest.send(f"outl {EJECT:#x} {1 << SLOT:#x}\n".encode())
             vm.event("DEVICE_DELETED")
             vm.qtest.line()
-        return {"plug": CYCLES / (time.perf_counter() - began)}
+        return {"plug-cycle": CYCLES / (time.perf_counter() - began)}

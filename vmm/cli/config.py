@@ -114,6 +114,8 @@ class Config:
         self.process_name = ""
         """What ps shows; empty: what it is."""
         self.uuid = "00000000-0000-0000-0000-000000000000"
+        self.msg: dict[str, bool] = {}
+        """`timestamp`, `guest-name`: what errors begin with."""
         self.pidfile: str | None = None
         self.daemonize = False
         self.run_with: dict[str, str] = {}

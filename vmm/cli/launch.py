@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vmm.cli.config import PROGRAM, TraceSpec
 from vmm.cli.keyval import parse_bool
-from vmm.cli.system import blaming
+from vmm.cli.system import blaming, message_start
 from vmm.errors import InUse, TraceError, UsageError
 from vmm.lean_asyncio import asyncio
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from devices.memory_backend import MemoryBackendRam
     from machine.machine import Machine, MachineConfig
+    from vmm.block_graph import BlockGraph
     from vmm.chardev import CharBackend
     from vmm.cli.config import Config
     from vmm.cli.daemon import Daemon
@@ -162,7 +163,7 @@ def _boot_items(boot: dict[str, str]) -> list[tuple[str, bytes]]:
     return items
 
 
-def _add_block_nodes(config: Config, settings: MachineConfig) -> None:
+def add_block_nodes(config: Config, blocks: BlockGraph) -> None:
     """-blockdev and -drive."""
     if not (config.blockdevs or config.drives):
         return
@@ -177,9 +178,9 @@ def _add_block_nodes(config: Config, settings: MachineConfig) -> None:
             values = from_text(BLOCKDEV_OPTIONS, given.values) if given.from_text else given.values
             BLOCKDEV_OPTIONS.check_members(values)
             if option == "drive":
-                settings.blocks.add_drive(name, values)
+                blocks.add_drive(name, values)
             else:
-                settings.blocks.add(values)
+                blocks.add(values)
 
 
 def _netdevs(config: Config, cleanup: contextlib.ExitStack) -> dict[str, Netdev]:
@@ -241,7 +242,7 @@ def _build(
         settings.ram_size = config.ram_size
         settings.ram_given = True
     settings.fw_cfg += _boot_items(config.boot)
-    _add_block_nodes(config, settings)
+    add_block_nodes(config, settings.blocks)
     for item in config.fw_cfg:
         content = item.string.encode() if item.string is not None else Path(item.file or "").read_bytes()
         settings.fw_cfg.append((item.name, content))
@@ -250,7 +251,7 @@ def _build(
         settings.memory_backend = _memory_backend(config, name, settings)
     machine = Machine.create(config.machine or "pc", settings)
     for warning in machine.warnings:
-        print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
+        print(f"{message_start(config)}{PROGRAM}: warning: {warning}", file=sys.stderr)
     return machine
 
 

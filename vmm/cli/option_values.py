@@ -92,6 +92,7 @@ FW_CFG: Final = (Param("name"), Param("file"), Param("string"))
 GLOBAL: Final = (Param("driver"), Param("property"), Param("value"))
 MEMORY: Final = (Param("size", "size"), Param("slots", "number"), Param("maxmem", "size"))
 MON: Final = (Param("mode", help="readline|control"), Param("chardev"), Param("pretty", "boolean"))
+MSG: Final = (Param("timestamp", "boolean"), Param("guest-name", "boolean"))
 NAME: Final = (Param("guest"), Param("process"), Param("debug-threads", "boolean"))
 RTC: Final = (Param("base"), Param("clock", help="host|rt|vm"), Param("driftfix"))
 RUN_WITH: Final = (
@@ -423,6 +424,21 @@ def drive(config: Config, text: str) -> None:
         if key in values:
             options[key] = values[key]
     config.drives.append((drive_id, PropertySet(options, True, text)))
+
+
+def msg(config: Config, text: str) -> None:
+    given = parse_keyval(text).values
+    only(given, _names(MSG))
+    for key, value in given.items():
+        config.msg[key] = parse_bool(key, value)
+
+
+def overcommit(_config: Config, text: str) -> None:
+    given = parse_keyval(text).values
+    only(given, ("mem-lock", "cpu-pm"))
+    for key, value in given.items():
+        if parse_bool(key, value):
+            raise UsageError(f"{key}=on is not supported")
 
 
 def write_config(config: Config, text: str) -> None:

@@ -18,13 +18,14 @@ from vmm.trace import json_sink, text_sink
 from vmm.vfio_user.server import Server, tell_mistakes
 
 if TYPE_CHECKING:
+    from vmm.block_graph import BlockGraph
     from vmm.cli.keyval import Properties
     from vmm.trace import Trace
 
 LIST = "DEVICES"
 """Stands for the list of devices in the help text: it is made only for who reads it."""
-OF_A_MACHINE = frozenset({"ivshmem-plain", "pvpanic-pci", "virtio-blk-pci"})
-"""Devices that want what only a machine has: memory backends, panics, drives."""
+OF_A_MACHINE = frozenset({"ivshmem-plain", "pvpanic-pci"})
+"""Devices that want what only a machine has: memory backends, panics."""
 
 
 class _HelpWithDevices(argparse.HelpFormatter):
@@ -46,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "a PCI device of ours; --device help tells what each is, --device DRIVER,help its properties"
     what.add_argument("--device", dest="driver", metavar="DRIVER[,prop=value...]", help=text)
     parser.add_argument("--socket", metavar="PATH", help="where to listen; DRIVER.sock if not given")
+    for option, what_for in (("drive", "file=IMAGE,if=none,id=ID"), ("blockdev", "driver=raw,node-name=ID,...")):
+        text = f"a disk for drive=ID, as vintx-system-x86_64 takes -{option}"
+        parser.add_argument(f"--{option}", metavar=what_for, action="append", default=[], help=text)
     text = "trace events to stderr, or to FILE (JSON lines if that ends in .jsonl); PATTERN is as for -trace: '*_intx*'"
     parser.add_argument("--trace", metavar="PATTERN[,file=FILE]", action="append", default=[], help=text)
     text = "do not serve it: use all its registers, timers and its pin as guests might, and say what is wrong"
@@ -71,7 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.driver is None:
         tell_mistakes(device)
     path = arguments.socket or f"{cls.driver or cls.__name__.lower()}.sock"
-    with contextlib.ExitStack() as cleanup, Server(device, path) as server:
+    with contextlib.ExitStack() as cleanup:
+        server = cleanup.enter_context(Server(device, path, _blocks(arguments, cleanup)))
         _trace(arguments.trace, server.trace, cleanup)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: server.stop())
@@ -88,6 +93,26 @@ def _check(cls: type[PciDevice], values: dict[str, object], given: Properties) -
         print(f"{cls.driver or cls.__name__}: {mistake}")
     print(f"vintx serve: {cls.driver or cls.__name__}: {report.text()}")
     return 1 if report else 0
+
+
+def _blocks(arguments: argparse.Namespace, cleanup: contextlib.ExitStack) -> BlockGraph | None:
+    """The disks of --drive and --blockdev."""
+    if not (arguments.drive or arguments.blockdev):
+        return None
+    from vmm.block_graph import BlockGraph
+    from vmm.cli import option_values
+    from vmm.cli.config import Config
+    from vmm.cli.launch import add_block_nodes
+
+    config = Config()
+    for text in arguments.blockdev:
+        option_values.blockdev(config, text)
+    for text in arguments.drive:
+        option_values.drive(config, text)
+    blocks = BlockGraph()
+    cleanup.callback(blocks.close)
+    add_block_nodes(config, blocks)
+    return blocks
 
 
 def _trace(texts: list[str], trace: Trace, cleanup: contextlib.ExitStack) -> None:

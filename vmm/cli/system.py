@@ -34,17 +34,32 @@ def main(argv: list[str] | None = None) -> int:
 
     Once a machine has ended, the signals that would end it are ignored: the process is as good as gone.
     """
+    config = None
     try:
         config = parse_command_line(sys.argv[1:] if argv is None else argv)
         if config.help is not None:
             return _show_help(config)
         return _run(config)
     except VintxError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        print(f"{message_start(config)}{PROGRAM}: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"{PROGRAM}: {error.filename or 'I/O'}: {error.strerror or error}", file=sys.stderr)
+        print(
+            f"{message_start(config)}{PROGRAM}: {error.filename or 'I/O'}: {error.strerror or error}", file=sys.stderr
+        )
         return 1
+
+
+def message_start(config: Config | None) -> str:
+    """What -msg wants a message to begin with."""
+    start = ""
+    if config is not None and config.msg.get("timestamp"):
+        from datetime import UTC, datetime
+
+        start = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ} "
+    if config is not None and config.msg.get("guest-name") and config.name:
+        start += f"{config.name} "
+    return start
 
 
 def _show_help(config: Config) -> int:
