@@ -19,6 +19,7 @@ from vmm.lifecycle import Ledger
 from vmm.memory import AddressSpace
 
 if TYPE_CHECKING:
+    from vmm.block_graph import BlockGraph
     from vmm.clock import Clock
     from vmm.kernel.files import DescriptorTable
     from vmm.lines import LevelLine
@@ -40,6 +41,8 @@ class HostBoard:
         self.clock = clock
         self.trace = trace
         self.ledger = Ledger()
+        self.blocks: BlockGraph | None = None
+        """Drives, where there are any."""
 
     def isa_irq(self, holder: str, irq: int) -> LevelLine:
         """ConfigError: a PCI device has no ISA interrupt."""

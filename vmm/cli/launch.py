@@ -14,7 +14,7 @@ from vmm.cli.config import PROGRAM, TraceSpec
 from vmm.cli.keyval import parse_bool
 from vmm.cli.system import blaming, message_start
 from vmm.errors import InUse, TraceError, UsageError
-from vmm.lean_asyncio import asyncio
+from vmm.lean_imports import asyncio
 
 if TYPE_CHECKING:
     from typing import TextIO

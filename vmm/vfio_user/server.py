@@ -40,6 +40,7 @@ from vmm.vfio_user.transport import AHEAD, Connection, PeerGone, listen
 
 if TYPE_CHECKING:
     from devices.pci.device import PciDevice
+    from vmm.block_graph import BlockGraph
     from vmm.memory import GuestMemory
     from vmm.vfio_user.stream import Message
 
@@ -58,10 +59,14 @@ MAX_HELD = 4096
 
 
 class Server:
-    """Serves `device`, which is not realized yet, at `path`. InUse or ConfigError if that cannot be."""
+    """Serves `device`, which is not realized yet, at `path`. InUse or ConfigError if that cannot be.
 
-    def __init__(self, device: PciDevice, path: str) -> None:
+    `blocks`: drives that the device may name; they stay the caller's.
+    """
+
+    def __init__(self, device: PciDevice, path: str, blocks: BlockGraph | None = None) -> None:
         self.device = device
+        self.blocks = blocks
         self.path = path
         self.clock = HostClock()
         self.trace = Trace(self.clock.now)
@@ -96,7 +101,9 @@ class Server:
             raise ConfigError(f"{device.driver}: the device is on a bus already; serve a new one")
         device.bus = bus = PciBus("vfio-user")
         # Devices reach memory by `read` and `write`, which is what both have.
-        device.realize(HostBoard(cast("GuestMemory", self.memory), self.clock, self.trace))
+        board = HostBoard(cast("GuestMemory", self.memory), self.clock, self.trace)
+        board.blocks = self.blocks
+        device.realize(board)
         endpoint = Endpoint(device, self.memory, self._set_running)
         endpoint.make_twin = self._make_twin
         if device.interrupt_pin:
