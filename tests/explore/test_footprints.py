@@ -49,14 +49,19 @@ class Box(State):
         self.items.append(9)
 
 
+class Thing(State):
+    __slots__ = ()
+
+
 def together(*calls, **more):
     actors = tuple(Actor(f"{n}", (Operation(call.__name__, call),)) for n, call in enumerate(calls))
-    return explore(Scenario((calls[0].__self__,), actors, **more))
+    audit = more.pop("audit", False)
+    return explore(Scenario((calls[0].__self__,), actors, **more), audit=audit)
 
 
 @pytest.mark.parametrize("close", [False, True])
 def test_counts_are_those_of_a_search_that_runs_the_code_for_every_step(close):
-    assert explore(lifetime(close)) == explore(lifetime(close), audit=True)
+    assert explore(lifetime(close), 1_000) == explore(lifetime(close), 1_000, audit=True)
 
 
 def test_most_steps_are_not_run():
@@ -139,6 +144,28 @@ def test_step_that_reads_other_fields_for_the_same_values_is_not_deterministic()
         together(box.set_a, box.set_b, waver)
 
 
+def test_step_that_comes_to_another_point_when_it_is_run_again_is_not_deterministic():
+    box, clock = Box(), count()
+
+    def waver() -> None:
+        order.hook("odd" if next(clock) % 2 else "even", box)
+
+    with pytest.raises(NotDeterministic, match="came to odd, and to even before"):
+        explore(Scenario((box,), (Actor("a", (Operation("waver", waver),)),)))
+
+
+def test_objects_made_before_a_point_count_for_the_names_of_those_made_after_it():
+    box = Box()
+
+    def make() -> None:
+        if box.a:
+            Thing()
+        order.hook("box.made", box)
+        box.b = Thing()
+
+    assert together(box.set_a, make, audit=True) == together(box.set_a, make)
+
+
 def test_classes_have_their_slots_back_after_a_search():
     box = Box()
     before = dict(vars(Box))
@@ -153,6 +180,8 @@ def test_tree_is_split_where_ways_part():
     tree = grown(None, (0, 1, 2), (1, 2, 3), "first")
     tree = grown(tree, (0, 1, 3), (1, 5, 3, 4), "second")
     tree = grown(tree, (0,), (2,), "third")
+    with pytest.raises(footprints._CannotTell):
+        grown(tree, (1, 0), (1, 2), "fourth")
     found = {}
     for heap in ((1, 2, 3, 0), (1, 5, 9, 4), (2, 0, 0, 0), (1, 5, 9, 9)):
         end = tree

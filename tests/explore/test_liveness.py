@@ -67,6 +67,16 @@ def test_actor_that_nobody_makes_may_let_the_loop_go_on():
     assert finding.loop == 0
 
 
+def test_loop_that_comes_by_the_goal_is_none():
+    token = Ring()
+    actors = (
+        Actor("a", (Operation("forth", token.forth, token.is_here),), repeats=True),
+        Actor("b", (Operation("back", token.back, token.is_there),), repeats=True),
+    )
+    live = (("here", token.is_here), ("there", token.is_there))
+    assert explore(Scenario((token,), actors, live=live)).finding is None
+
+
 def test_weak_fairness_owes_nothing_to_who_is_able_only_now_and_then():
     finding = ring(fair=True, only_there=True)
     assert finding is not None

@@ -67,14 +67,18 @@ def test_loop_that_is_found_does_not_depend_on_the_number_of_processes():
     assert explore(rounds, jobs=3) == explore(rounds)
 
 
-def test_limit_is_reached_at_the_same_state():
-    alone = explore(lifetime(), limit=400)
-    assert not alone.complete
-    assert explore(lifetime(), limit=400, jobs=2) == alone
-
-
 def adders(add, n: int = 6):
     return tuple(Actor(f"{k}", (Operation("add", add),)) for k in range(n))
+
+
+@pytest.mark.parametrize("limit", range(60, 90))
+def test_limit_is_reached_at_the_same_state(limit):
+    def result(jobs: int):
+        counter = Counter(guarded=False)
+        return explore(Scenario((counter,), adders(counter.add, 4)), limit=limit, jobs=jobs)
+
+    assert not result(1).complete
+    assert result(2) == result(1)
 
 
 def test_violation_of_the_code_has_the_same_cause():
