@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from vmm.cli.config import PROGRAM, TraceSpec
 from vmm.cli.keyval import parse_bool
 from vmm.cli.system import blaming, message_start
-from vmm.errors import InUse, TraceError, UsageError
+from vmm.errors import TraceError, UsageError
 from vmm.lean_imports import asyncio
 
 if TYPE_CHECKING:
@@ -187,16 +187,11 @@ def _netdevs(config: Config, cleanup: contextlib.ExitStack) -> dict[str, Netdev]
     """-netdev."""
     made: dict[str, Netdev] = {}
     if config.netdevs:
-        from vmm.netdev import HubPort, make_netdev
+        from vmm.netdev import add_netdev
 
-        hubs: dict[int, list[HubPort]] = {}
         for options, words in config.netdevs:
             with blaming(f"-netdev {words}"):
-                netdev = make_netdev(options, hubs)
-                cleanup.callback(netdev.close)
-                if netdev.id in made:
-                    raise InUse(f"Duplicate ID '{netdev.id}' for netdev", holder=netdev.id)
-                made[netdev.id] = netdev
+                cleanup.callback(add_netdev(made, options).close)
     return made
 
 

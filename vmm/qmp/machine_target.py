@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from devices import lapic_registers as registers
 from machine import qom, registry
-from machine.pc import ISA_IRQS, PcMachine
 from vmm import VERSION
 from vmm.chardev import Chardevs
 from vmm.clock import VirtualClock
@@ -34,20 +33,13 @@ if TYPE_CHECKING:
 
     from devices.pci.info import PciInfo
     from machine.machine import Machine
+    from machine.pc import PcMachine
     from vmm.announce import Pace
     from vmm.block_graph import BlockGraph
     from vmm.qmp.host_kernel import HostKernel
     from vmm.qmp.target import Balloon
 
-_LVT_NAMES = {
-    registers.LVT_CMCI: "cmci",
-    registers.LVT_TIMER: "timer",
-    registers.LVT_THERMAL: "thermal",
-    registers.LVT_PERFORMANCE: "performance",
-    registers.LVT_LINT0: "lint0",
-    registers.LVT_LINT1: "lint1",
-    registers.LVT_ERROR: "error",
-}
+_LVTS = ("cmci", "timer", "thermal", "performance", "lint0", "lint1", "error")
 
 _HOST_KERNELS: WeakKeyDictionary[Machine, HostKernel] = WeakKeyDictionary()
 """By machine: all its monitors hold, and see held, the same operations."""
@@ -92,6 +84,12 @@ def _memdev(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
         "host-nodes": [],
         "policy": "default",
     }
+
+
+def _as_pc(machine: Machine) -> PcMachine | None:
+    """The machine, if it is a PC. A process that has none need not import one to find out."""
+    module = sys.modules.get("machine.pc")
+    return machine if module is not None and isinstance(machine, module.PcMachine) else None
 
 
 class MachineMonitor:
@@ -232,6 +230,17 @@ class MachineMonitor:
             machine.announcer = Announcer(machine.announce_cards)
         machine.announcer.start(id, pace, interfaces)
 
+    def netdev_add(self, options: dict[str, str]) -> None:
+        from vmm.lean_imports import asyncio
+        from vmm.netdev import add_netdev
+
+        add_netdev(self.machine.netdevs, options).start(asyncio.get_running_loop())
+
+    def netdev_del(self, id: str) -> None:
+        from vmm.netdev import remove_netdev
+
+        remove_netdev(self.machine.netdevs, id)
+
     def set_link(self, name: str, up: bool) -> None:
         netdev = self.machine.netdevs.get(name)
         if netdev is None:
@@ -283,7 +292,7 @@ class MachineMonitor:
         return list(query())
 
     def ospm_status(self) -> list[dict[str, Any]]:
-        if not isinstance(self.machine, PcMachine):
+        if _as_pc(self.machine) is None:
             raise QmpError("command is not supported, missing ACPI device")
         slots = self.machine.config.max_cpus or self.machine.config.cpus
         return [{"slot-type": "CPU", "slot": str(slot), "source": 0, "status": 0} for slot in range(slots)]
@@ -306,13 +315,14 @@ class MachineMonitor:
     def memdevs(self) -> Sequence[dict[str, Any]]:
         machine = self.machine
         rows = [_memdev(name, made.values) for name, made in machine.objects.items() if _is_memory(made.qom_type)]
-        name = "pc.ram" if isinstance(machine, PcMachine) else "ram"
-        if isinstance(machine, PcMachine) or machine.config.ram_given:
+        is_pc = _as_pc(machine) is not None
+        name = "pc.ram" if is_pc else "ram"
+        if is_pc or machine.config.ram_given:
             rows.append(_memdev(name, {"size": machine.memory.size}))
         return rows
 
     def inject_nmi(self) -> None:
-        if not isinstance(self.machine, PcMachine):
+        if _as_pc(self.machine) is None:
             raise QmpError("machine does not provide NMIs")
         self.machine.inject_nmi()
         self.machine.loop.wake()
@@ -332,9 +342,12 @@ class MachineMonitor:
         return self.machine.query_pci()
 
     def irqchips(self) -> IrqChips:
-        machine = self.machine
-        if not isinstance(machine, PcMachine):
+        machine = _as_pc(self.machine)
+        if machine is None:
             return IrqChips()
+        from devices import lapic_registers as registers
+
+        names = {getattr(registers, f"LVT_{name.upper()}"): name for name in _LVTS}
         state = machine.ioapic.get_state()
         chip = machine.ioapic
         ioapic = IoapicInfo("ioapic0", chip.version, state.id, state.ioregsel, state.irr, tuple(state.redirtbl))
@@ -361,20 +374,20 @@ class MachineMonitor:
                 lapic.irr,
                 lapic.isr,
                 lapic.tmr,
-                {_LVT_NAMES[register]: entry for register, entry in lapic.lvt.items()},
+                {names[register]: entry for register, entry in lapic.lvt.items()},
                 {vector: count for vector, count in enumerate(processor.taken) if count},
             )
             for processor in machine.processors.all
             for lapic in (processor.lapic,)
         )
         counts = {n: count for n, count in enumerate(machine.irq_counts) if count}
-        legacy = {n: count for n, count in counts.items() if n < ISA_IRQS}
+        legacy = {n: count for n, count in counts.items() if n < 16}
         statistics = (IrqStatistics("ioapic", counts), IrqStatistics("isa-i8259", legacy))
         return IrqChips((ioapic,), pics, lapics, statistics)
 
     def unplugs(self) -> Sequence[UnplugInfo]:
-        machine = self.machine
-        if not isinstance(machine, PcMachine):
+        machine = _as_pc(self.machine)
+        if machine is None:
             return ()
         now = machine.clock.now()
         return [
@@ -397,8 +410,9 @@ class MachineMonitor:
         if kernel is None:
             from vmm.qmp.host_kernel import HostKernel
 
-            if isinstance(machine, PcMachine):
-                vm, files = machine.kvm, machine.files
+            pc = _as_pc(machine)
+            if pc is not None:
+                vm, files = pc.kvm, pc.files
             else:
                 from vmm.kernel.files import DescriptorTable
                 from vmm.kernel.kvm import Vm
