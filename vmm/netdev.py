@@ -14,7 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from vmm.chardev import FdBackend
-from vmm.errors import ConfigError, InUse, UsageError
+from vmm.errors import ConfigError, DeviceNotFound, InUse, UsageError
 
 if TYPE_CHECKING:
     import asyncio
@@ -99,20 +99,22 @@ class HubPort(Netdev):
 
     kind = "hubport"
 
-    def __init__(self, id: str, hub: list[HubPort]) -> None:
+    def __init__(self, id: str, hub: list[HubPort], number: int = 0) -> None:
         super().__init__(id)
-        self._hub = hub
+        self.number = number
+        self.hub = hub
+        """All ports of the hub, this one among them."""
         hub.append(self)
 
     def send(self, frame: bytes) -> None:
         if self.up:
-            for port in self._hub:
+            for port in self.hub:
                 if port is not self:
                     port.deliver(frame)
 
     def close(self) -> None:
-        if self in self._hub:
-            self._hub.remove(self)
+        if self in self.hub:
+            self.hub.remove(self)
 
 
 class SocketNetdev(Netdev):
@@ -179,6 +181,28 @@ class SocketNetdev(Netdev):
         self.stream.close()
 
 
+def add_netdev(netdevs: dict[str, Netdev], options: Mapping[str, str]) -> Netdev:
+    """Make a back end and put it among those of a machine. InUse if there is one of its id; else as `make_netdev`."""
+    name = options.get("id", "")
+    if name in netdevs:
+        raise InUse(f"Duplicate ID '{name}' for netdev", holder=name)
+    hubs = {port.number: port.hub for port in netdevs.values() if isinstance(port, HubPort)}
+    netdev = make_netdev(options, hubs)
+    netdevs[name] = netdev
+    return netdev
+
+
+def remove_netdev(netdevs: dict[str, Netdev], name: str) -> None:
+    """Close a back end and forget it. DeviceNotFound if there is none; InUse while a card has it."""
+    netdev = netdevs.get(name)
+    if netdev is None:
+        raise DeviceNotFound(name)
+    if netdev.frontend is not None:
+        raise InUse(f"netdev '{name}' is in use by a device; unplug that first", holder=name)
+    netdev.close()
+    del netdevs[name]
+
+
 def make_netdev(options: Mapping[str, str], hubs: dict[int, list[HubPort]]) -> Netdev:
     """What `-netdev` asks for. `hubs`: those of the machine by number. UsageError or ConfigError."""
     given = dict(options)
@@ -194,7 +218,8 @@ def make_netdev(options: Mapping[str, str], hubs: dict[int, list[HubPort]]) -> N
         if number is None:
             raise UsageError("Parameter 'hubid' is missing")
         _nothing_else(given)
-        return HubPort(name, hubs.setdefault(_number("hubid", number), []))
+        hubid = _number("hubid", number)
+        return HubPort(name, hubs.setdefault(hubid, []), hubid)
     ways = [key for key in ("fd", "connect", "listen") if key in given]
     if len(ways) != 1:
         raise UsageError("exactly one of listen=, connect=, fd= is required for a socket")

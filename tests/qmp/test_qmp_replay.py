@@ -11,7 +11,7 @@ import pytest
 
 from support.qmp_target import Client, sent_bytes, transcript
 from vmm.chardev import MemoryBackend
-from vmm.qmp.command import INT32, STR, Arg, Command, Enum, Struct
+from vmm.qmp.command import STR, Arg, Command, Enum, Struct
 
 PLAN = json.loads((Path(__file__).parent / "replay.json").read_text())
 
@@ -27,7 +27,6 @@ STAND_INS = [
         Struct((Arg("type", Enum(("static", "full"))), Arg("model", Struct((Arg("name", STR),))))),
     ),
     Command("screendump", _stand_in, Struct((Arg("filename", STR),))),
-    Command("netdev_add", _stand_in, Struct((Arg("type", STR), Arg("id", STR), Arg("hubid", INT32)))),
 ]
 
 

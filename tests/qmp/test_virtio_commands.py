@@ -116,3 +116,46 @@ def test_link_is_set_by_card_or_back_end(network, name):
     with pytest.raises(ExecuteError, match="Device 'n9' not found") as caught:
         guest.qmp("set_link", name="n9", up=True)
     assert caught.value.error_class == "DeviceNotFound"
+
+
+def test_card_is_plugged_with_its_back_end_and_both_go(network):
+    guest, listener = network
+    hub = listener.port.hub
+    guest.machine.netdevs["h0"].number = 5
+    before = guest.machine.ledger.snapshot()
+    guest.qmp("netdev_add", type="hubport", id="h1", hubid=5)
+    assert guest.machine.netdevs["h1"].hub is hub
+    guest.machine.start()
+    guest.qmp("device_add", driver="virtio-net-pci", id="n1", netdev="h1", addr="7")
+    announce(guest, interfaces=["n1"])
+    assert len(listener.frames) == 1
+    with pytest.raises(ExecuteError, match="netdev 'h1' is in use by a device"):
+        guest.qmp("netdev_del", id="h1")
+    guest.qmp("device_del", id="n1")
+    guest.machine.ports.write(0xAE08, 4, 1 << 7)
+    guest.qmp("netdev_del", id="h1")
+    assert [port.id for port in hub] == ["h0", "listener"]
+    assert guest.machine.ledger.difference(before) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"type": "hubport", "id": "h0", "hubid": 0}, "Duplicate ID 'h0' for netdev"),
+        ({"type": "user", "id": "u"}, "does not accept value 'user'"),
+        ({"type": "hubport", "id": "u"}, "'hubid' is missing"),
+        ({"type": "hubport", "id": "u", "hubid": -1}, "'hubid' expects a number"),
+        ({"type": "socket", "id": "u"}, "exactly one of listen=, connect=, fd="),
+    ],
+)
+def test_wrong_back_end_is_refused(network, arguments, message):
+    guest, _ = network
+    with pytest.raises(ExecuteError, match=message):
+        guest.qmp("netdev_add", **arguments)
+    assert list(guest.machine.netdevs) == ["h0"]
+
+
+def test_back_end_that_is_not_there_cannot_be_removed(network):
+    with pytest.raises(ExecuteError, match="Device 'h9' not found") as caught:
+        network[0].qmp("netdev_del", id="h9")
+    assert caught.value.error_class == "DeviceNotFound"

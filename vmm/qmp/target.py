@@ -354,6 +354,12 @@ class MachineTarget(Protocol):
     def announce(self, id: str, pace: Pace, interfaces: list[str] | None) -> None:
         """Let network cards (all, or those of these ids) announce themselves."""
 
+    def netdev_add(self, options: dict[str, str]) -> None:
+        """Make a network back end."""
+
+    def netdev_del(self, id: str) -> None:
+        """Remove one that no card has. DeviceNotFound if there is none."""
+
     def set_link(self, name: str, up: bool) -> None:
         """Plug in or pull out the cable of a network card or back end. DeviceNotFound if there is none."""
 

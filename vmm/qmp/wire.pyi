@@ -474,6 +474,22 @@ class MouseInfo(TypedDict):
 class NameInfo(TypedDict):
     name: NotRequired[str]
 
+NetClientDriver = Literal["hubport", "socket"]
+
+class NetdevHubport(TypedDict):
+    id: str
+    type: NetClientDriver
+    hubid: int
+
+class NetdevSocket(TypedDict):
+    id: str
+    type: NetClientDriver
+    fd: NotRequired[str]
+    listen: NotRequired[str]
+    connect: NotRequired[str]
+
+Netdev = NetdevHubport | NetdevSocket
+
 class ObjectPropertiesValues(TypedDict):
     properties: list[ObjectPropertyValue]
 
@@ -953,6 +969,10 @@ class Execute(Protocol):
     def __call__(self, command: Literal["balloon"], arguments: dict[str, Any]) -> dict[str, Any]: ...
     @overload
     def __call__(self, command: Literal["announce-self"], arguments: dict[str, Any]) -> dict[str, Any]: ...
+    @overload
+    def __call__(self, command: Literal["netdev_add"], arguments: dict[str, Any]) -> dict[str, Any]: ...
+    @overload
+    def __call__(self, command: Literal["netdev_del"], arguments: dict[str, Any]) -> dict[str, Any]: ...
     @overload
     def __call__(self, command: Literal["set_link"], arguments: dict[str, Any]) -> dict[str, Any]: ...
     @overload

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from vmm.announce import Pace
 from vmm.errors import QmpError
-from vmm.qmp.command import BOOL, INT, SIZE, STR, Arg, CommandGroup, ListOf, Struct
+from vmm.qmp.command import BOOL, INT, INT32, SIZE, STR, Arg, CommandGroup, Enum, ListOf, Struct, Union
 
 if TYPE_CHECKING:
     from vmm.qmp.call import Call
@@ -56,6 +56,35 @@ def announce_self(call: Call, arguments: Arguments) -> None:
             raise QmpError(f"Parameter 'announce-{name}' expects a value between {least} and {most}")
     pace = Pace(arguments["initial"], arguments["max"], arguments["rounds"], arguments["step"])
     call.target.announce(arguments.get("id", ""), pace, arguments.get("interfaces"))
+
+
+_NETDEV: Final = Union(
+    "Netdev",
+    (Arg("id", STR), Arg("type", Enum(("hubport", "socket"), "NetClientDriver"))),
+    "type",
+    {
+        "hubport": Struct((Arg("hubid", INT32, doc="the hub"),)),
+        "socket": Struct(
+            (
+                Arg("fd", STR, optional=True, doc="a descriptor of this process"),
+                Arg("listen", STR, optional=True, doc="HOST:PORT to wait at"),
+                Arg("connect", STR, optional=True, doc="HOST:PORT to go to"),
+            )
+        ),
+    },
+)
+
+
+@GROUP.command("netdev_add", union=_NETDEV)
+def netdev_add(call: Call, arguments: Arguments) -> None:
+    """Make a network back end, for a card that device_add plugs."""
+    call.target.netdev_add({name: str(value) for name, value in arguments.items()})
+
+
+@GROUP.command("netdev_del", Arg("id", STR))
+def netdev_del(call: Call, arguments: Arguments) -> None:
+    """Remove a network back end that no card has."""
+    call.target.netdev_del(arguments["id"])
 
 
 @GROUP.command("set_link", Arg("name", STR, doc="a netdev or a network card"), Arg("up", BOOL))
