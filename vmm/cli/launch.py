@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmm.cli.config import PROGRAM, TraceSpec
 from vmm.cli.keyval import parse_bool
@@ -70,7 +70,7 @@ def launch(config: Config, accel: str, front: FrontEnd, daemon: Daemon | None) -
             from vmm.qmp.machine_target import MachineMonitor, listen
 
             listen(machine, front.events)
-            target = MachineMonitor(machine)
+            target = MachineMonitor(machine, _options)
             for monitor in front.shared:
                 monitor.call.target = target
         if config.qtest is not None:
@@ -114,6 +114,13 @@ def _ignore_ending(loop: asyncio.AbstractEventLoop) -> None:
         loop.remove_signal_handler(number)
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+
+
+def _options() -> list[dict[str, Any]]:
+    """What query-command-line-options tells."""
+    from vmm.cli.reference import parameters_of_options
+
+    return parameters_of_options()
 
 
 def write_config(config: Config) -> None:
@@ -167,8 +174,8 @@ def add_block_nodes(config: Config, blocks: BlockGraph) -> None:
     """-blockdev and -drive."""
     if not (config.blockdevs or config.drives):
         return
+    from vmm.cli.text_values import from_text
     from vmm.qmp.commands.block import BLOCKDEV_OPTIONS
-    from vmm.qmp.text_values import from_text
 
     for option, name, given in [
         *(("blockdev", "", given) for given in config.blockdevs),

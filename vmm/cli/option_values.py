@@ -20,6 +20,7 @@ from vmm.cli.config import (
     TraceSpec,
 )
 from vmm.cli.keyval import (
+    flatten,
     nest,
     only,
     parse_bool,
@@ -328,11 +329,11 @@ def chardev(config: Config, text: str) -> None:
 
 
 def netdev(config: Config, text: str) -> None:
-    given = parse_keyval(text, "type")
+    given = parse_properties(text, "type")
     if given.help:
         ask(config, "netdev")
         return
-    config.netdevs.append((dict(given.values), text))
+    config.netdevs.append((given.values if given.from_text else flatten(given.values), text))
 
 
 def mon(config: Config, text: str) -> None:

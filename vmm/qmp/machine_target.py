@@ -29,7 +29,7 @@ from vmm.qmp.target import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from devices.pci.info import PciInfo
     from machine.machine import Machine
@@ -95,8 +95,10 @@ def _as_pc(machine: Machine) -> PcMachine | None:
 class MachineMonitor:
     """Implements `vmm.qmp.target.MachineTarget` for a machine that is built."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, options: Callable[[], list[dict[str, Any]]] = list) -> None:
+        """`options`: what `query-command-line-options` tells; nothing, where there was no command line."""
         self.machine = machine
+        self._options = options
 
     @property
     def name(self) -> str:
@@ -281,9 +283,7 @@ class MachineMonitor:
         return self.machine.blocks
 
     def command_line_options(self) -> list[dict[str, Any]]:
-        from vmm.cli.reference import parameters_of_options
-
-        return parameters_of_options()
+        return self._options()
 
     def hotpluggable_cpus(self) -> list[dict[str, Any]]:
         query = getattr(self.machine, "hotpluggable_cpus", None)
