@@ -9,6 +9,7 @@ import select
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -48,11 +49,12 @@ class QemuPeer:
         argv = [str(qemu()), "-accel", "tcg", "-M", board, "-nodefaults", "-display", "none", "-serial", "stdio"]
         argv += ["-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "chardev=qmp,mode=control", *options]
         argv += [word for device in devices for word in ("-device", json.dumps(device))]
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self.process = subprocess.Popen(
             argv,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._stderr,
             bufsize=0,
             pass_fds=[theirs.fileno()],
         )
@@ -70,6 +72,7 @@ class QemuPeer:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.process.kill()
         self.process.communicate()
+        self._stderr.close()
         self._qmp.close()
         self._socket.close()
 
@@ -92,8 +95,8 @@ class QemuPeer:
         return found
 
     def _complaints(self) -> str:
-        self.process.kill()
-        return self.process.communicate()[1].decode(errors="replace")[-3000:]
+        self._stderr.seek(0)
+        return self._stderr.read().decode(errors="replace")[-3000:]
 
     # QMP.
 

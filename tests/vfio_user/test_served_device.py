@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import threading
 import time
 
@@ -93,7 +95,7 @@ def run_beside(server, action):
             failures.append(error)
         finally:
             done.set()
-            os.eventfd_write(server._wake, 1)
+            server.wake()
 
     thread = threading.Thread(target=act)
     thread.start()
@@ -168,3 +170,23 @@ def test_trace_tells_accesses_triggers_and_unmasks(served):
         ("region_read", (0, COUNTER, 4, 1)),
         ("client", (False,)),
     ]
+
+
+def test_signal_that_comes_just_before_the_server_sleeps_ends_the_sleep(served, monkeypatch):
+    _, _, server = served
+    looked = []
+
+    def turn(_timeout):
+        """A handler that only notes that it was called, as Python's are called later than the signal comes."""
+        os.kill(os.getpid(), signal.SIGUSR1)
+        looked.extend(select.select([server._wake], [], [], 10)[0])
+        server.stop()
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        monkeypatch.setattr(server, "turn", turn)
+        server.run()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert looked == [server._wake]
+    assert signal.set_wakeup_fd(-1) == -1

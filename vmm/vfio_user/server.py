@@ -15,10 +15,13 @@ for them before it goes on (`GRACE`). DMA that is not answered is given up after
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
+import signal
 import socket
 import sys
+import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING, cast
@@ -86,14 +89,18 @@ class Server:
         self._changed = True
         """There may be something else to look at."""
         self._client_fd = -1
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             self.endpoint = self._realize()
             self._listener = listen(path)
         except BaseException:
             device.unwind()
-            os.close(self._wake)
+            self._close_pipe()
             raise
+
+    def _close_pipe(self) -> None:
+        os.close(self._wake)
+        os.close(self._waker)
 
     def _realize(self) -> Endpoint:
         device = self.device
@@ -127,13 +134,29 @@ class Server:
 
     def run(self) -> None:
         """Serve until `stop`."""
+        if threading.current_thread() is not threading.main_thread():
+            self._run()
+            return
+        # A signal just before we sleep is only noticed if it ends the sleep.
+        before = signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+        try:
+            self._run()
+        finally:
+            signal.set_wakeup_fd(before)
+
+    def _run(self) -> None:
         while not self._stopped:
             self.turn(None)
 
     def stop(self) -> None:
         """Make `run` return. Safe from other threads and from signal handlers."""
         self._stopped = True
-        os.eventfd_write(self._wake, 1)
+        self.wake()
+
+    def wake(self) -> None:
+        """End a `turn` that waits. Safe as `stop` is."""
+        with contextlib.suppress(BlockingIOError):  # so many that it will wake
+            os.write(self._waker, b"\0")
 
     def turn(self, timeout: float | None = 0) -> None:
         """Wait until there is something to do, for `timeout` seconds at most, and do it."""
@@ -162,7 +185,7 @@ class Server:
         if self._listener.fileno() in ready:
             self._accept()
         if self._wake in ready:
-            consume(self._wake)
+            os.read(self._wake, 4096)
 
     def _run_timers(self) -> None:
         if self._frozen:
@@ -285,7 +308,7 @@ class Server:
         if os.path.exists(self.path):  # noqa: PTH110 (as given)
             os.unlink(self.path)  # noqa: PTH108
         self.device.unrealize()
-        os.close(self._wake)
+        self._close_pipe()
 
     def __enter__(self) -> Server:
         return self
