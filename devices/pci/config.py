@@ -116,7 +116,7 @@ class ConfigSpace:
     own; `define` declares a register.
     """
 
-    __slots__ = ("clear_mask", "data", "reset_data", "write_mask")
+    __slots__ = ("clear_mask", "data", "declared", "reset_data", "write_mask")
 
     def __init__(self, **header: Any) -> None:
         """`header`: fields of TYPE0_HEADER; vendor_id, device_id and class_id are required."""
@@ -124,6 +124,8 @@ class ConfigSpace:
         self.reset_data = bytearray(self.data)
         self.write_mask = bytearray(CONFIG_SIZE)
         self.clear_mask = bytearray(CONFIG_SIZE)
+        self.declared = bytearray(CONFIG_SIZE)
+        """1 where a register is, also one that reads 0 and cannot be written."""
         self.allow(COMMAND, 2, COMMAND_WRITABLE)
         self.allow(STATUS, 2, 0, clear=STATUS_WRITE_ONE_TO_CLEAR)
         self.allow(CACHE_LINE_SIZE, 1, 0xFF)
@@ -161,6 +163,7 @@ class ConfigSpace:
     def define(self, offset: int, size: int, value: int, mask: int = 0, clear: int = 0) -> None:
         """Declare a register: its value after reset, the bits a guest may write, the bits it clears by ones."""
         self.allow(offset, size, mask, clear)
+        self.declared[offset : offset + size] = b"\1" * size
         self.set(offset, size, value)
         self.reset_data[offset : offset + size] = self.data[offset : offset + size]
 
@@ -228,7 +231,7 @@ class ConfigSpace:
         offset = HEADER_SIZE
         while offset + length <= CONFIG_SIZE:
             span = slice(offset, offset + length)
-            if not any(self.data[span]) and not any(self.write_mask[span]) and not any(self.clear_mask[span]):
+            if not any(self.declared[span]) and not any(self.data[span]) and not any(self.write_mask[span]):
                 return offset
             offset += 4
         raise ConfigError(f"no room for a capability of {length} bytes in configuration space")

@@ -191,6 +191,21 @@ def test_function_mask_and_vector_mask_both_hold_back(board):
     assert taken(board) == [0x70]
 
 
+def test_capabilities_that_find_their_own_place_do_not_overlap(board):
+    def made(device):
+        device.msi = Msi(device, 2, maskable=True)
+        with_msix()(device)
+        device.config.add_capability(0x09, b"\x04\0")
+
+    device = plugged(board, Messenger(made))
+    places = [offset for _, offset in device.config.capabilities()]
+    assert sorted(places) == [0x40, 0x58, 0x64]  # 24 bytes with the pending bits, then 12
+    at = enable(device, flags=MSI_ENABLE)
+    device.config_write(at + 16, 4, 0b11)
+    device.msi.notify(0)
+    assert device.config.find_capability(CAP_ID_MSIX) == 0x58
+
+
 @pytest.mark.parametrize(
     ("made", "complaint"),
     [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from random import Random
+
 import pytest
 
 from devices.edu import REG_IRQ_ACK, REG_IRQ_RAISE, Edu
@@ -314,3 +317,46 @@ def test_server_that_returns_gets_messages_memory_and_doorbells_again(board, tmp
     device.unrealize()
     server.close()
     assert board.ledger.rows() == []
+
+
+ACTS = {
+    "MSI": lambda board, device: enable_msi(device, 2),  # noqa: ARG005
+    "MSI-X": lambda board, device: enable_msix(device, 0xFD00_0000),  # noqa: ARG005
+    "reset": lambda board, device: (device.reset(), board.enable(device)),
+    "interrupt": lambda board, device: (board.write(BAR + 4, 1), vectors_taken(board, device)),
+    "memory": lambda board, device: board.write(BAR + MEMORY, 5),  # noqa: ARG005
+    "doorbell": lambda board, device: board.write(BAR + BELL, 1),  # noqa: ARG005
+}
+
+
+def settle(board, device, server):
+    """Wait until the server has seen that its client is gone."""
+    board.turn_until(device, lambda: not server.server.connected)
+
+
+def test_plugs_acts_and_unplugs_in_any_order_leave_nothing_behind(board, tmp_path):
+    """A server that is restarted now and then, too; the long form has hundreds of them."""
+    random = Random(7)
+    server = ServerThread(Bells(), tmp_path / "socket")
+    board.attach(server.path, "warm").unrealize()
+    fds = None
+    for cycle in range(5000 if os.environ.get("VINTX_FULL") else 150):
+        device = board.attach(server.path)
+        board.enable(device)
+        for _ in range(random.randrange(8)):
+            if random.random() < 0.03:
+                server.close()
+                server = ServerThread(Bells(), tmp_path / "socket")
+                board.turn_until(device, lambda: board.events)
+                device._reconnect()
+                assert device.remote.attached
+                board.events.clear()
+            ACTS[random.choice(list(ACTS))](board, device)
+        device.unrealize()
+        assert board.ledger.rows() == []
+        if cycle == 20:
+            settle(board, device, server)
+            fds = open_fds()
+    settle(board, device, server)
+    assert open_fds() == fds
+    server.close()
