@@ -121,9 +121,14 @@ def dying(monkeypatch, here: str, times: int, tmp_path) -> list[int]:
 @pytest.mark.parametrize("here", ["expand", "keep"])
 def test_death_of_workers_loses_nothing(monkeypatch, tmp_path, here):
     alone = explore(lifetime(), jobs=1)
+    replaced = []
+    original = workers._Shared._replace
+    monkeypatch.setattr(
+        workers._Shared, "_replace", lambda self, dead, *how: replaced.append(dead) or original(self, dead, *how)
+    )
     dying(monkeypatch, here, 4, tmp_path)
     assert explore(lifetime(), jobs=2) == alone
-    assert 4 <= len(list(tmp_path.glob("died*"))) <= workers.DEATHS
+    assert 4 <= len(list(tmp_path.glob("died*"))) == len(replaced) <= workers.DEATHS
 
 
 def test_workers_that_die_for_ever_are_given_up(monkeypatch, tmp_path):
