@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import json
 import signal
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from machine import Machine, MachineConfig
 from support import fuzz
@@ -231,3 +234,45 @@ def test_command_line_takes_anything() -> None:
                 watch.count.understood(words[0].lstrip("-") if words else "")
         watch.round_over()
     watch.over("command line", commands=len(options) - 2)
+
+
+@pytest.fixture(scope="module")
+def one_session() -> Any:
+    """A machine for many examples; `quit` is left out."""
+    machine = made_machine()
+    monitor = MachineMonitor(machine)
+    out = bytearray()
+    events = Events()
+
+    def send(data: bytes) -> bytes:
+        async def run() -> bytes:
+            works: list[asyncio.Task[None]] = []
+            spawn = asyncio.get_running_loop().create_task
+            session = Session(make_call(monitor, "fuzz"), events, out.extend, lambda work: works.append(spawn(work)))
+            session.feed(b'{"execute":"qmp_capabilities"}')
+            out.clear()
+            session.feed(data + b"\n")
+            for work in works:
+                await work
+            session.close()
+            return bytes(out)
+
+        return asyncio.run(run())
+
+    yield send
+    monitor.chardevs.close()
+    machine.close()
+
+
+@settings(max_examples=size(150, 5_000), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.randoms(use_true_random=False))
+def test_message_made_from_the_declarations_is_answered_once(one_session: Any, random: Random) -> None:
+    """The same inputs where hypothesis chooses, which makes a failing one small."""
+    commands = [command for command in standard_registry() if command.name != "quit"]
+    command = random.choice(commands)
+    message = {"execute": command.name, "arguments": fuzz.Maker(random).value(command.args), "id": 1}
+    replies = [json.loads(line) for line in one_session(json.dumps(message).encode()).split(b"\r\n") if line]
+    answers = [reply for reply in replies if "event" not in reply]
+    assert len(answers) == 1
+    assert answers[0].get("id") == 1
+    assert "Internal error" not in json.dumps(answers)

@@ -66,12 +66,12 @@ def launch(config: Config, accel: str, front: FrontEnd, daemon: Daemon | None) -
         for given in config.devices:
             with blaming(f"-device {given.words}"):
                 machine.device_add(given.values, given.from_text)
-        if front.shared:
+        if front.waiting:
             from vmm.qmp.machine_target import MachineMonitor, listen
 
             listen(machine, front.events)
             target = MachineMonitor(machine, _options)
-            for monitor in front.shared:
+            for monitor in front.waiting:
                 monitor.call.target = target
         if config.qtest is not None:
             _open_qtest(config, machine, front, cleanup)

@@ -127,7 +127,7 @@ class FrontEnd:
     def __init__(self, config: Config) -> None:
         self._config = config
         self.monitors: list[CharMonitor] = []
-        self.shared: list[Monitor] = []
+        self.waiting: list[Monitor] = []
         """What each of the monitors' clients talks to; it wants a machine."""
         self.chardevs: Chardevs
         self.events: Events
@@ -152,10 +152,10 @@ class FrontEnd:
             backend = self.backend(option, spec.where, f"compat_monitor{n}")
             if backend is None:
                 continue
-            if not self.shared:
+            if not self.waiting:
                 self.events = Events()
             monitor = Monitor(make_call(None, f"vintx {VERSION}"), self.events, spec.mode, spec.pretty)
-            self.shared.append(monitor)
+            self.waiting.append(monitor)
             with blaming(option):
                 self.monitors.append(CharMonitor(monitor, backend))
             backend.flush()
