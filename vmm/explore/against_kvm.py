@@ -48,6 +48,8 @@ VECTORS: Final = {5: 0x51, 6: 0x61}
 ENTRY: Final = 0x8000
 """Level-triggered, unmasked; the vector is to be added."""
 Kind = Literal["I+", "I-", "C", "D", "SIG", "EOI"]
+QUEUES: Final = ("I+", "C", "SIG")
+"""Operations that leave something to be done; a deassign waits for what it has queued."""
 Sequence_ = tuple[int, ...]
 _IOAPIC = struct.Struct("<Q4I24Q")
 
@@ -119,7 +121,8 @@ class Side:
             result = "ok"
         except OSError as error:
             result = errno.errorcode.get(error.errno or 0, "?")
-        self.settle()
+        if op.kind in QUEUES:
+            self.settle()
         return result
 
     def _act(self, op: Op) -> None:
@@ -249,7 +252,8 @@ class LiveSide(Side):
                 for gsi in GSIS:
                     self.vm.irqfd(fds[-1], gsi, KVM_IRQFD_FLAG_DEASSIGN)
         self.live.files.close_all()
-        self.settle()
+        if any(not fds for fds in self.open.values()):
+            self.settle()  # an irqfd that was closed, not deassigned
         self.live.vm.set_irqchip(KVM_IRQCHIP_IOAPIC, self._chip)
         self.cpu.set_lapic(bytearray(self._page))
         self.guest.call(self.cpu, "ready")
