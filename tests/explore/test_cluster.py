@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from array import array
 
 import pytest
 
 from vmm.errors import UsageError
 from vmm.explore import cluster, scenes, search
 from vmm.explore.checkpoint import Checkpoint
-from vmm.explore.cluster import Recipe, of_scene
+from vmm.explore.cluster import Recipe, Source, Task, of_scene
 from vmm.explore.scenes import Setup
 from vmm.explore.search import explore
 
@@ -74,6 +75,23 @@ def test_worker_that_does_not_have_the_states_makes_them_again(client, monkeypat
     monkeypatch.setattr(cluster._Levels, "_submit", lambda self, *how: submitted.append(how[2]) or original(self, *how))
     assert cluster.explore(client, Recipe(of_scene, HOLDS), shard=100) == alone(HOLDS)
     assert submitted.count(True) > 20
+
+
+def test_task_that_is_done_twice_comes_to_the_same():
+    station = cluster._Station(Recipe(of_scene, HOLDS))
+    try:
+        first = Task("s", 0, 0, 1, (), (array("I"), bytearray()))
+        report = station.do(first)
+        assert report is not None
+        assert len(report.marks) > 1
+        assert station.do(first) == report
+        source = Source(0, b"\1" * len(report.marks))
+        second = Task("s", 1, 1, len(report.marks), (source,))
+        assert station.do(second) == station.do(second) != cluster.MISSING
+        short = second._replace(sources=(source._replace(which=source.which[1:]),))
+        assert station.do(short) is cluster.MISSING
+    finally:
+        station.close()
 
 
 def test_interrupted_search_goes_on_elsewhere(client, tmp_path):
