@@ -20,7 +20,7 @@ from vmm.vfio_user.server import Server, tell_mistakes
 if TYPE_CHECKING:
     from vmm.block_graph import BlockGraph
     from vmm.cli.keyval import Properties
-    from vmm.trace import Trace
+    from vmm.trace import Sink
 
 LIST = "DEVICES"
 """Stands for the list of devices in the help text: it is made only for who reads it."""
@@ -76,8 +76,11 @@ def run(arguments: argparse.Namespace) -> int:
         tell_mistakes(device)
     path = arguments.socket or f"{cls.driver or cls.__name__.lower()}.sock"
     with contextlib.ExitStack() as cleanup:
-        server = cleanup.enter_context(Server(device, path, _blocks(arguments, cleanup)))
-        _trace(arguments.trace, server.trace, cleanup)
+        blocks = _blocks(arguments, cleanup)
+        sinks = _sinks(arguments.trace, cleanup)  # what happens as the server is closed is traced, too
+        server = cleanup.enter_context(Server(device, path, blocks))
+        for pattern, sink in sinks:
+            server.trace.listen(sink, pattern)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: server.stop())
         print(f"vintx serve: {cls.driver or cls.__name__} at {path}", flush=True)
@@ -115,8 +118,9 @@ def _blocks(arguments: argparse.Namespace, cleanup: contextlib.ExitStack) -> Blo
     return blocks
 
 
-def _trace(texts: list[str], trace: Trace, cleanup: contextlib.ExitStack) -> None:
-    """Let `trace` write to where --trace says; lines are whole when the process ends, however."""
+def _sinks(texts: list[str], cleanup: contextlib.ExitStack) -> list[tuple[str, Sink]]:
+    """Patterns and where their events go, as --trace says; lines are whole when the process ends, however."""
+    found = []
     for text in texts:
         given = parse_properties(text, "enable").values
         unknown = sorted(set(given) - {"enable", "file"})
@@ -127,7 +131,8 @@ def _trace(texts: list[str], trace: Trace, cleanup: contextlib.ExitStack) -> Non
         if target:
             stream = cleanup.enter_context(_lines_to(target))
         sink = json_sink if target.endswith((".json", ".jsonl")) else text_sink
-        trace.listen(sink(stream), str(given.get("enable", "*")))
+        found.append((str(given.get("enable", "*")), sink(stream)))
+    return found
 
 
 def _lines_to(path: str) -> TextIO:
