@@ -54,6 +54,8 @@ class CharBackend:
         self.open = True
         """Somebody is at the other side."""
         self.log: BinaryIO | None = None
+        self.on_exit: Callable[[], None] = lambda: None
+        """The user at the other side wants the machine to end (Ctrl-A x, where several share a terminal)."""
         self._out = bytearray()
         self._refused = False
         self._scheduled = False
@@ -73,6 +75,10 @@ class CharBackend:
         self.frontend = frontend
         if self.open:
             frontend.char_event("opened")
+
+    def shared(self) -> CharBackend | None:
+        """What one of several users has of it; None where there can be one user only."""
+        return None
 
     def disconnect(self) -> None:
         """The front end goes; what it wrote is still delivered."""

@@ -120,8 +120,6 @@ def make_chardev(kind: str, id: str, options: Options) -> CharBackend:
     for name in entry.required:
         if not options.get(name):
             raise UsageError(f"chardev: {kind}: no {name} given")
-    if flag(options, "mux", False):
-        raise UsageError(f"chardev {id}: mux=on is not supported: give the monitor and the port a chardev each")
     backend = entry.make(id, options)
     if "logfile" in options:
         try:
@@ -129,6 +127,10 @@ def make_chardev(kind: str, id: str, options: Options) -> CharBackend:
         except Exception:
             backend.close()
             raise
+    if flag(options, "mux", False):
+        from vmm.chardev_mux import MuxBackend
+
+        return MuxBackend(backend)
     return backend
 
 

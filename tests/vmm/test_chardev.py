@@ -339,7 +339,6 @@ def test_serial_none_is_nothing_and_chardev_is_looked_up():
         ("chardev", "nosuch,id=a", "'nosuch' is not a valid"),
         ("chardev", "null,id=a,path=/x", "Invalid parameter 'path'"),
         ("chardev", "file,id=a", "no path given"),
-        ("chardev", "null,id=a,mux=on", "mux=on is not supported"),
         ("chardev", "socket,id=a", "path="),
         ("chardev", "socket,id=a,path=/x,wait=on", "incompatible"),
         ("chardev", "socket,id=a,host=h,port=70000", "out of range"),

@@ -100,6 +100,8 @@ class Config:
         """As `vmm.netdev.make_netdev` takes them, with the argument as given."""
         self.serials: list[str] = []
         """As `vmm.chardev_options.parse_serial` takes them."""
+        self.muxes: list[tuple[str, str]] = []
+        """Character devices that a serial port and a monitor share: ids, and backends as -serial takes them."""
         self.nodefaults = False
         self.nographic = False
         self.paused = False

@@ -91,6 +91,8 @@ async def _serve(machine: Machine, front: FrontEnd, daemon: Daemon | None) -> in
     loop = asyncio.get_running_loop()
     for number in _ENDING:
         loop.add_signal_handler(number, machine.quit, "host-signal")
+    for backend in front.chardevs.values():
+        backend.on_exit = machine.quit
     front.chardevs.serve(loop)
     for netdev in machine.netdevs.values():
         netdev.start(loop)

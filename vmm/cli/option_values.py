@@ -354,6 +354,17 @@ def monitor(mode: str, pretty: bool = False) -> Apply:
     return apply
 
 
+def serial(config: Config, text: str) -> None:
+    if text.startswith("mon:"):
+        # The port, and a human monitor beside it; who wants Ctrl-C as a signal can have it from `stdio` alone.
+        name = f"mux{len(config.muxes)}"
+        where = text.removeprefix("mon:")
+        config.muxes.append((name, "stdio,signal=off" if where == "stdio" else where))
+        config.monitors.append(MonitorSpec(f"chardev:{name}", "readline"))
+        text = f"chardev:{name}"
+    config.serials.append(text)
+
+
 def trace(config: Config, text: str) -> None:
     given = parse_keyval(text, "enable")
     if given.help:

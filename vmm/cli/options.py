@@ -192,7 +192,7 @@ OPTIONS: Final[tuple[Option | str, ...]] = (
     ),
     Option(("qmp-pretty",), "WHERE", "the same, with indented JSON", values.monitor("control", pretty=True)),
     Option(("monitor",), "WHERE", "a human monitor", values.monitor("readline")),
-    Option(("serial",), "WHERE", "a serial port: stdio, file:PATH, null, chardev:ID, ...", values.append_to("serials")),
+    Option(("serial",), "WHERE", "a serial port: stdio, mon:stdio, file:PATH, null, chardev:ID, ...", values.serial),
     Option(("parallel",), "none", "there is no parallel port", values.nothing_but("parallel port", "none")),
     "Network",
     Option(("netdev",), "TYPE,id=ID[,PROP=VALUE...]", "a network back end: hubport or socket", values.netdev, "netdev"),

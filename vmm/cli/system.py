@@ -142,6 +142,15 @@ class FrontEnd:
 
             with blaming(f"-chardev {text}"):
                 self.chardevs.add(parse_chardev(text))
+        for name, where in self._config.muxes:
+            from vmm.chardev_mux import MuxBackend
+            from vmm.chardev_options import parse_serial
+
+            with blaming(f"-serial mon:{where}"):
+                below = parse_serial(where, name, self.chardevs)
+                if below is None or below.id != name:
+                    raise UsageError("mon: wants a device of its own: stdio, pty, unix:, tcp:, ...")
+                self.chardevs.add(MuxBackend(below))
         for n, spec in enumerate(self._config.monitors):
             from vmm import VERSION
             from vmm.qmp.char_monitor import CharMonitor
@@ -166,6 +175,9 @@ class FrontEnd:
 
         with blaming(option):
             backend = parse_serial(where, name, self.chardevs)
+            shared = None if backend is None else backend.shared()
+            if shared is not None:
+                return shared
             if backend is not None and self.chardevs.get(backend.id) is not backend:
                 self.chardevs.add(backend)
             return backend
