@@ -200,7 +200,9 @@ OPTIONS: Final[tuple[Option | str, ...]] = (
     Option(("nic",), "none", "the same", values.nothing_but("network", "none")),
     "Display and sound (there are none)",
     Option(("display",), "none", "no display", values.nothing_but("display", "none")),
-    Option(("nographic",), None, "no display, and the first serial port on stdio", values.switch_on("nographic")),
+    Option(
+        ("nographic",), None, "no display; -serial mon:stdio, unless another is given", values.switch_on("nographic")
+    ),
     Option(("vga",), "none", "no graphics card", values.nothing_but("graphics card", "none")),
     Option(("audio",), "none", "no sound", values.nothing_but("sound", "none")),
     "Process, logs and tests",
@@ -326,7 +328,7 @@ def parse_command_line(arguments: Sequence[str]) -> Config:
         if config.help is not None and config.help.topic in ("usage", "version"):
             return config
     if config.nographic and not config.nodefaults and not config.serials:
-        config.serials.append("stdio")
+        values.serial(config, "mon:stdio")
     return config
 
 
