@@ -91,13 +91,12 @@ def measure() -> dict[str, float]:
     for scene in family.scenes:
         states += scenes.run(family, scene, scenes.Setup()).result.states
     figures = {"explore": states / (time.perf_counter() - began)}
-    result, alone = explore_large(1)
-    figures["explore-large"] = result.states / alone
+    alone = _in_a_process("1")
+    figures["explore-large"] = alone[0]
+    figures["explore-memory"] = alone[1]
     if len(os.sched_getaffinity(0)) > 1:
-        result, together = explore_large(2)
-        figures["explore-two"] = result.states / together
-        figures["explore-speed-up"] = alone / together
-    figures["explore-memory"] = _memory()
+        figures["explore-two"] = _in_a_process("2")[0]
+        figures["explore-speed-up"] = figures["explore-two"] / alone[0]
     family = scenes.Family("at-once", __file__, {"at-once": at_once})
     outcome = scenes.run(family, "at-once", scenes.Setup("eoifd-follows-irqfd", None, 1))
     figures["at-once"] = outcome.result.states
@@ -159,18 +158,17 @@ def _stored(said: str) -> int:
     return int(match[1])
 
 
-def _memory() -> float:
-    """Bytes a state: by how much the process that explores the large scene grows."""
-    done = subprocess.run([sys.executable, "-m", MODULE, "memory"], capture_output=True, text=True, check=True)
-    return float(done.stdout)
+def _in_a_process(jobs: str) -> list[float]:
+    """The large scene in a process of its own: states a second, and by how many bytes a state the process grows."""
+    done = subprocess.run([sys.executable, "-m", MODULE, jobs], capture_output=True, text=True, check=True)
+    return [float(word) for word in done.stdout.split()]
 
 
-def _print_memory() -> None:
-    family = scenes.load("thread")
-    scenes.run(family, "counter-example", scenes.Setup())  # whatever is imported and made for the first one
+def _print_large(jobs: int) -> None:
+    scenes.run(scenes.load("thread"), "counter-example", scenes.Setup())  # what is imported and made for the first one
     before = _peak()
-    result, _ = explore_large(1)
-    print((_peak() - before) * 1024 / result.states)
+    result, seconds = explore_large(jobs)
+    print(result.states / seconds, (_peak() - before) * 1024 / result.states)
 
 
 def _peak() -> int:
@@ -180,7 +178,7 @@ def _peak() -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["memory"]:
-        _print_memory()
+    if sys.argv[1:]:
+        _print_large(int(sys.argv[1]))
     else:
         print(json.dumps({name: round(value, 2) for name, value in measure().items()}, indent=2))
