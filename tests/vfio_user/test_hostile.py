@@ -46,7 +46,10 @@ class Shared(PciDevice):
 
 
 class Liar(Server):
-    """A server that changes what it answers to one command: `lie(payload, fds)` gives payload and descriptors."""
+    """A server that changes what it answers to one command: `lie(payload, fds)` gives payload and descriptors.
+
+    No payload at all is an error.
+    """
 
     def __init__(self, device, path, command, lie):
         self.command, self.lie = command, lie
@@ -59,7 +62,8 @@ class Liar(Server):
         reply = self.endpoint.handle(message)
         fds, self.endpoint.reply_fds = self.endpoint.reply_fds, []
         payload, fds = self.lie(reply[p.HEADER_SIZE :], fds)
-        connection.send(p.reply_bytes(message.msg_id, message.command, payload), fds)
+        refusal = p.error_bytes(message.msg_id, message.command, errno.EPERM)
+        connection.send(refusal if payload is None else p.reply_bytes(message.msg_id, message.command, payload), fds)
         for fd in fds:
             os.close(fd)
 
@@ -290,6 +294,19 @@ def test_region_information_about_another_region_is_refused(liar):
     )
     with pytest.raises(ConfigError, match="told of 99"):
         board.attach(path)
+    assert board.ledger.rows() == []
+
+
+def test_descriptors_of_a_refusal_are_closed(liar):
+    board = RemoteBoard()
+    path = liar(Shared(), Command.DEVICE_GET_REGION_INFO, lambda _payload, fds: (None, [*fds, os.eventfd(0)]))
+    with pytest.raises(ConfigError, match="refused command 5"):
+        board.attach(path)
+    before = open_fds()
+    for _ in range(5):
+        with pytest.raises(ConfigError, match="refused command 5"):
+            board.attach(path)
+    assert open_fds() <= before + 2  # the server's end of the last connection
     assert board.ledger.rows() == []
 
 

@@ -232,11 +232,12 @@ class RemoteDevice:
             if not message.is_reply and not message.fault:
                 self._serve(message, connection)
                 continue
-            if received is not None:
+            unexpected = message.fault or message.msg_id != msg_id or message.command != command
+            if received is not None and not unexpected and not message.failure:
                 received += message.fds
                 message.fds = []
             message.close()
-            if message.fault or message.msg_id != msg_id or message.command != command:
+            if unexpected:
                 raise PeerGone("an unexpected reply")
             if message.failure:
                 raise OSError(message.failure, f"{self.name}: the server refused command {command}")
