@@ -190,3 +190,30 @@ def test_signal_that_comes_just_before_the_server_sleeps_ends_the_sleep(served, 
         signal.signal(signal.SIGUSR1, before)
     assert looked == [server._wake]
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_descriptors_reach_their_messages_out_of_the_midst_of_others(served):
+    client, device, _ = served
+    trigger = os.eventfd(0, os.EFD_NONBLOCK)
+    file = os.memfd_create("memory", os.MFD_CLOEXEC)
+    os.ftruncate(file, 4096)
+    os.write(file, b"here")
+    irq_set = {"argsz": 20, "flags": 0x24, "index": 0, "start": 0, "count": 1, "data": b""}
+    mapping = {"argsz": 32, "flags": 3, "offset": 0, "address": 0x2000_0000, "size": 4096}
+    for data, fds in (
+        (posted(COUNTER) * 3, ()),
+        (p.command_bytes(1, Command.DEVICE_SET_IRQS, p.IrqSet.build(irq_set)), (trigger,)),
+        (posted(COUNTER) * 40, ()),
+        (p.command_bytes(2, Command.DMA_MAP, p.DmaMap.build(mapping)), (file,)),
+        (posted(COUNTER) * 400, ()),
+        (p.command_bytes(3, Command.REGION_READ, p.REGION_ACCESS.pack(COUNTER, 0, 4)), ()),
+    ):
+        client.send(data, fds)
+    replies = [client.receive() for _ in range(3)]
+    assert [(reply.msg_id, reply.failure) for reply in replies] == [(1, 0), (2, 0), (3, 0)]
+    assert int.from_bytes(replies[2].payload[16:], "little") == 443
+    device.set_intx(True)
+    assert os.eventfd_read(trigger) == 1
+    assert device.dma_read(0x2000_0000, 4) == b"here"
+    os.close(trigger)
+    os.close(file)
