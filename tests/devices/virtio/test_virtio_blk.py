@@ -176,7 +176,6 @@ class TestRequests:
         ring.submit((HEADER - 0x1000, 16, False), *[piece] * 129, (STATUS, 1, True))
         assert board.memory.read(STATUS, 1)[0] == blk.S_IOERR
 
-
     def test_file_that_is_used_as_it_is_does_not_grow(self, path):
         path.write_bytes(bytes(SECTORS * 512))
         board = BlkBoard(path, drive={"driver": "file", "filename": str(path), "file": None})
