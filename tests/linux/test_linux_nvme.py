@@ -62,7 +62,7 @@ def test_an_unplug_under_dd_gives_the_guest_errors_and_leaves_the_machine_as_it_
     assert shell.power_off() == 0
 
 
-def test_a_controller_that_is_pulled_out_is_given_up_by_the_driver(vm, tmp_path):
+def test_a_controller_that_is_pulled_out_under_dd_is_given_up_by_the_driver(vm, tmp_path):
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(16 * MIB))
     shell = boot(vm, cpus=2)
@@ -70,11 +70,15 @@ def test_a_controller_that_is_pulled_out_is_given_up_by_the_driver(vm, tmp_path)
     plug = {"driver": "nvme", "id": "n0", "serial": "v1", "x-image": str(image), "addr": "5"}
     shell.guest.qmp("device_add", **plug)
     shell.run("until [ -b /dev/nvme0n1 ]; do usleep 10000; done")
-    shell.run("dd if=/dev/nvme0n1 of=/dev/null bs=4k count=10 iflag=direct 2>&1")
+    shell.run(
+        "(while dd if=/dev/nvme0n1 of=/dev/null bs=64k iflag=direct; do :; done) >/tmp/log 2>&1 & "
+        "until grep -q records /tmp/log; do usleep 10000; done"
+    )
     shell.guest.qmp("x-device-pull", id="n0")
     shell.guest.wait_event("DEVICE_DELETED", device="n0")
     assert shell.machine.ledger.difference(before) == ([], [])
-    shell.run("echo 1 > /sys/bus/pci/devices/0000:00:05.0/remove; test ! -e /dev/nvme0n1")
+    shell.run("echo 1 > /sys/bus/pci/devices/0000:00:05.0/remove; wait; test ! -e /dev/nvme0n1")
+    shell.run("grep -i 'error\\|no such\\|can.t open' /tmp/log")
     shell.guest.qmp("device_add", **plug)
     shell.run("until [ -b /dev/nvme0n1 ]; do usleep 10000; done")
     shell.run("dd if=/dev/nvme0n1 of=/dev/null bs=4k count=10 iflag=direct 2>&1")
