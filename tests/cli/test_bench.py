@@ -36,6 +36,15 @@ def test_table_says_so_where_there_is_no_qemu(capsys):
     assert bench.NO_QEMU in printed.replace("\n", " ")
 
 
+def test_linux_is_left_out_with_the_reason_where_there_is_no_guest(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert vintx.main(["bench", "-r", "1", "-k", "linux-", "--qemu", "no-such-program"]) == 0
+    printed = capsys.readouterr().out
+    assert "linux-init" in printed
+    assert "Linux was not measured" in printed
+    assert "make guests" in printed.replace("\n", " ")
+
+
 @pytest.mark.skipif(QEMU is None, reason=ABSENT)
 def test_greetings_of_both_are_measured_and_compared(capsys):
     assert vintx.main(["bench", "--json", "-r", "1", "-k", "greeting"]) == 0

@@ -7,7 +7,6 @@ figures are left out, and `bench` says why.
 from __future__ import annotations
 
 import asyncio
-import functools
 import subprocess
 import tempfile
 import time
@@ -168,7 +167,6 @@ async def _hotplug(subject: Subject) -> dict[str, float]:
         files.close()
 
 
-@functools.cache
 def note() -> str:
     """What to tell below the table."""
     return f"Linux was not measured: {lacking()}" if lacking() else ""
