@@ -95,5 +95,7 @@ def live_objects():
     """How many objects of each class of ours are alive."""
     gc.collect()
     return Counter(
-        f"{type(o).__module__}.{type(o).__qualname__}" for o in gc.get_objects() if type(o).__module__.startswith(OURS)
+        f"{type(o).__module__}.{type(o).__qualname__}"
+        for o in gc.get_objects()
+        if str(type(o).__module__).startswith(OURS)  # others have a descriptor for a name
     )
