@@ -461,3 +461,12 @@ def test_qemu_device_takes_the_vector_of_an_extint_entry_from_the_8259():
     device.chip.write_redirection(3, False, 0x743)
     device.chip.set_irq(3, 0, True)
     assert [e.vector_num for e in chips.recording.of(ApicDeliverIrq)] == [0x37]
+
+
+@both
+def test_identification_is_in_the_saved_state_and_four_bits_wide(personality):
+    chips = Chips(personality=personality)
+    chips.ioapic.set_state(chips.ioapic.get_state()._replace(id=0x5))
+    assert chips.ioapic.get_state().id == 5
+    chips.ioapic.set_state(chips.ioapic.get_state()._replace(id=0x1A))
+    assert chips.ioapic.get_state().id == 0xA

@@ -351,10 +351,9 @@ def test_exchanged_trigger_gets_the_next_event_and_the_old_is_let_go(owner):
 
 def test_trigger_none_and_bool_loop_back(owner):
     owner.enable()
-    owner.vfio.set_irqs(NONE | TRIGGER, INTX, 0, 1)
-    owner.vfio.set_irqs(BOOL | TRIGGER, INTX, 0, 1, b"\1")
-    owner.vfio.set_irqs(BOOL | TRIGGER, INTX, 0, 1, b"\0")
-    assert owner.events() == 2
+    for kind, data, events in ((NONE, b"", 1), (BOOL, b"\1", 1), (BOOL, b"\0", 0), (BOOL, b"\2", 1)):
+        owner.vfio.set_irqs(kind | TRIGGER, INTX, 0, 1, data)
+        assert owner.events() == events
 
 
 def test_disable_silences_and_gives_every_reference_back(owner):
@@ -407,6 +406,7 @@ def test_request_to_give_the_device_back_is_signalled(owner):
     assert owner.board.rig.count(fd) == 1
     owner.vfio.set_irqs(NONE | TRIGGER, REQ, 0, 0)
     assert not owner.vfio.request_release()
+    assert owner.files.file(fd).ctx.refs == 1
 
 
 ACTS = ["raise", "lower", "mask", "unmask", "unmask-fd", "disable-intx", "enable-intx", "take", "off", "on"]

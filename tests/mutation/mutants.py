@@ -123,7 +123,7 @@ def _changes(node: ast.AST) -> Iterator[_Change]:
             yield _Change(f"{number} -> {number + 1}", lambda twin: setattr(twin, "value", number + 1))
         case ast.Expr() | ast.AugAssign() | ast.Delete():
             yield _Change(f"{_text(node)} -> pass", _emptied)
-        case ast.Return(value=ast.expr() as value) if not (isinstance(value, ast.Constant) and value.value is None):
+        case ast.Return(value=ast.expr() as value) if not (isinstance(value, ast.Constant) and not value.value):
             yield _Change(f"{_text(node)} -> return None", lambda twin: setattr(twin, "value", ast.Constant(None)))
         case ast.Assign(targets=[ast.Attribute() | ast.Subscript()]):
             yield _Change(f"{_text(node)} -> pass", _emptied)

@@ -1,0 +1,215 @@
+"""What the judge of the invariants knows of a user's calls, and its verdicts on single calls."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from tests.support.kvm_rig import KvmRig
+from vmm.kernel.eoifd import KVM_EOIFD_FLAG_LEVEL_IRQFD
+from vmm.kernel.invariants import Ledger, Step, View, s4, s6, s7, s9, s10, s19, s20
+
+SAME = View((0,), ())
+OTHER = View((1,), (2,))
+
+
+class Book:
+    """A ledger, and eventfds to write into it."""
+
+    def __init__(self, policy: str = "resample") -> None:
+        self.rig = KvmRig(policy=policy)
+        self.vm, self.files = self.rig.vm, self.rig.files
+        self.ledger = Ledger(self.vm)
+        self.e, self.f, self.g = (self.files.ctx_fdget(self.rig.efd()) for _ in range(3))
+
+    def step(self, kind, ctx=None, other=None, gsi=-1, **more) -> Step:
+        error, level, last = more.pop("error", 0), more.pop("level", True), more.pop("last", False)
+        return Step(kind, error, SAME, more.pop("after", SAME), ctx, other, gsi, level, more.pop("signals", {}), last)
+
+    def note(self, *args, **more) -> None:
+        self.ledger.record(self.step(*args, **more))
+
+
+@pytest.fixture
+def book() -> Book:
+    return Book()
+
+
+def test_assign_is_entered_with_what_it_binds_and_a_refused_one_is_not(book):
+    book.note("I+", book.e, book.f, 5)
+    book.note("I+", book.g, None, 6, error=errno.EBUSY)
+    assert book.ledger.irqfds == {book.e: (5, True, book.f)}
+    assert book.ledger.fired == set()
+
+
+def test_event_that_is_there_at_the_assign_fires_a_level_irqfd(book):
+    book.e.add(1)
+    book.f.add(1)
+    book.note("I+", book.e, None, 5)
+    book.note("I+", book.f, None, 5, level=False)
+    assert book.ledger.fired == {book.e}
+
+
+def test_deassign_of_another_gsi_forgets_nothing(book):
+    book.note("I+", book.e, None, 5)
+    book.note("I-", book.e, gsi=6)
+    assert book.e in book.ledger.irqfds
+    book.note("I-", book.e, gsi=5)
+    book.note("I-", book.f, gsi=5)
+    assert book.ledger.irqfds == {}
+
+
+def test_signal_fires_what_is_bound_by_level(book):
+    book.note("I+", book.e, None, 5)
+    book.note("I+", book.f, None, 5, level=False)
+    for ctx in (book.e, book.f, book.g):
+        book.note("SIG", ctx)
+    assert book.ledger.fired == {book.e}
+
+
+def test_eoi_ends_what_somebody_listens_to_on_its_gsi(book):
+    book.note("I+", book.e, book.f, 5)
+    book.note("I+", book.g, None, 5)
+    for ctx in (book.e, book.g):
+        book.note("SIG", ctx)
+    book.note("EOI", gsi=6)
+    assert book.ledger.fired == {book.e, book.g}
+    book.note("EOI", gsi=5)
+    assert book.ledger.fired == {book.g}
+
+
+def test_eoifd_is_entered_with_its_irqfd_and_left_out(book):
+    book.note("E+", book.f, book.e)
+    book.note("E+", book.g, book.e, error=errno.EINVAL)
+    assert book.ledger.eoifds == {book.f: book.e}
+    book.note("E-", book.f)
+    assert book.ledger.eoifds == {}
+
+
+def test_last_close_forgets_the_irqfd_and_one_of_several_does_not(book):
+    book.note("I+", book.e, None, 5)
+    book.note("C", book.e)
+    assert (book.ledger.closed, list(book.ledger.irqfds)) == (set(), [book.e])
+    book.note("C", book.e, last=True)
+    assert (book.ledger.closed, book.ledger.irqfds) == ({book.e}, {})
+
+
+def test_closed_irqfd_lives_while_an_eoifd_holds_its_file():
+    book = Book("eoifd-holds-file")
+    for irqfd in (book.e, book.g):
+        book.note("I+", irqfd, None, 5)
+    book.note("E+", book.f, book.e)
+    for irqfd in (book.e, book.g):
+        book.note("C", irqfd, last=True)
+    assert list(book.ledger.irqfds) == [book.e]
+
+
+def test_close_of_the_vm_clears_the_book(book):
+    book.note("I+", book.e, None, 5)
+    book.note("E+", book.f, book.e)
+    book.note("VM")
+    assert (book.ledger.vm_closed, book.ledger.irqfds, book.ledger.eoifds) == (True, {}, {})
+
+
+def test_unbinding_takes_the_eoifds_along_where_the_rule_says_so():
+    for policy, left in (("eoifd-follows-irqfd", []), ("eoifd-v5", ["f"])):
+        book = Book(policy)
+        book.note("I+", book.e, None, 5)
+        book.note("E+", book.f, book.e)
+        book.note("E+", book.g, book.g)
+        book.note("I-", book.e, gsi=5)
+        names = {book.f: "f", book.g: "g"}
+        assert [names[f] for f in book.ledger.eoifds] == [*left, "g"]
+
+
+# Verdicts
+
+
+def test_event_that_is_injected_and_can_be_read_breaks_s10(book):
+    book.note("I+", book.e, None, 5)
+    judged = book.step("SIG", book.e)
+    assert s10(book.vm, book.ledger, judged) == ""
+    book.e.add(1)
+    assert "can be read as well" in s10(book.vm, book.ledger, judged)
+    assert s10(book.vm, book.ledger, judged._replace(error=errno.EAGAIN)) == ""
+    gone = book.step("I-", book.e, gsi=5)
+    assert "still has what was injected" in s10(book.vm, book.ledger, gone)
+    assert s10(book.vm, book.ledger, gone._replace(error=errno.EINVAL)) == ""
+    assert s10(book.vm, book.ledger, gone._replace(gsi=6)) == ""
+    assert s10(book.vm, book.ledger, gone._replace(ctx=book.f)) == ""
+
+
+def test_failure_that_changes_something_breaks_s19(book):
+    assert s19(book.vm, book.ledger, book.step("I+", book.e, error=errno.EBUSY, after=OTHER))
+    assert not s19(book.vm, book.ledger, book.step("I+", book.e, error=errno.EBUSY))
+    assert not s19(book.vm, book.ledger, book.step("I+", book.e, after=OTHER))
+
+
+def test_ebusy_with_nothing_to_remove_breaks_s20():
+    book = Book("eoifd-v5")
+    e, f = book.rig.efd(), book.rig.efd()
+    ectx, fctx = book.files.ctx_fdget(e), book.files.ctx_fdget(f)
+    busy = [book.step("I+", ectx, error=errno.EBUSY), book.step("E+", fctx, ectx, error=errno.EBUSY)]
+    assert all("nothing that can be removed" in s20(book.vm, book.ledger, step) for step in busy)
+    book.vm.irqfd(e, 5, 2)
+    book.vm.eoifd(f, KVM_EOIFD_FLAG_LEVEL_IRQFD, e)
+    assert all(s20(book.vm, book.ledger, step) == "" for step in busy)
+    book.vm.irqfd(e, 5, 1)
+    book.rig.drain()
+    assert s20(book.vm, book.ledger, busy[0]) == ""  # its eoifd can still be named
+    book.ledger.closed.add(fctx)
+    assert "nothing that can be removed" in s20(book.vm, book.ledger, busy[0])
+    assert s20(book.vm, book.ledger, book.step("SIG", ectx, error=errno.EBUSY)) == ""
+
+
+def test_efault_breaks_s20_while_there_is_room_for_a_level_irqfd():
+    book = Book("eoifd-v5")
+    refused = book.step("I+", book.e, error=errno.EFAULT)
+    assert "no source id for the 1. level irqfd" in s20(book.vm, book.ledger, refused)
+    for _ in range(book.vm.gsis.sources.capacity - len(book.ledger.static)):
+        book.vm.irqfd(book.rig.efd(), 5, 2)
+    assert s20(book.vm, book.ledger, refused) == ""
+
+
+def test_signal_of_what_is_not_bound_breaks_s6(book):
+    book.note("I+", book.e, book.f, 5)
+    heard = book.step("EOI", gsi=5, signals={book.f: 1, book.g: 0})
+    assert s6(book.vm, book.ledger, heard) == ""
+    assert "is not bound" in s6(book.vm, book.ledger, heard._replace(signals={book.g: 1}))
+    moved = book.step("SIG", book.g, after=OTHER)
+    assert "moved a line" in s6(book.vm, book.ledger, moved)
+    assert s6(book.vm, book.ledger, moved._replace(ctx=book.e)) == ""
+    assert s6(book.vm, book.ledger, moved._replace(kind="EOI")) == ""
+    assert s6(book.vm, book.ledger, moved._replace(ctx=None)) == ""
+
+
+def test_resamplefd_that_does_not_hear_its_eoi_breaks_s7(book):
+    book.note("I+", book.e, book.f, 5)
+    book.note("SIG", book.e)
+    ended = book.step("EOI", gsi=5, signals={book.f: 1})
+    assert s7(book.vm, book.ledger, ended) == ""
+    assert "0 times" in s7(book.vm, book.ledger, ended._replace(signals={}))
+    assert "2 times" in s7(book.vm, book.ledger, ended._replace(signals={book.f: 2}))
+    assert s7(book.vm, book.ledger, ended._replace(signals={}, gsi=6)) == ""
+    assert s7(book.vm, book.ledger, ended._replace(signals={}, kind="SIG")) == ""
+    book.ledger.closed.add(book.f)
+    assert s7(book.vm, book.ledger, ended._replace(signals={})) == ""
+
+
+def test_deassign_that_leaves_its_irqfd_breaks_s9(book):
+    fd = book.rig.efd()
+    book.vm.irqfd(fd, 5)
+    step = book.step("I-", book.files.ctx_fdget(fd), gsi=5)
+    assert "still has its irqfd" in s9(book.vm, book.ledger, step)
+    assert s9(book.vm, book.ledger, step._replace(gsi=6)) == ""
+    assert s9(book.vm, book.ledger, step._replace(error=errno.EINVAL)) == ""
+    assert s9(book.vm, book.ledger, step._replace(ctx=book.f)) == ""
+
+
+def test_dead_source_of_a_listed_irqfd_breaks_s4():
+    book = Book("eoifd-v5")
+    book.vm.irqfd(book.rig.efd(), 5, 2)
+    assert s4(book.vm, book.ledger) == ""
+    book.vm.irqfds.items[0].source.free("a test")
+    assert "listed, and dead" in s4(book.vm, book.ledger)
