@@ -8,6 +8,7 @@ qemu-intx-paths.json, pc.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import construct as c
@@ -22,7 +23,6 @@ from vmm.trace import Event
 if TYPE_CHECKING:
     from devices.device import Board
     from devices.pci.bus import PciBus
-    from vmm.lifecycle import Row
     from vmm.lines import LevelLine
 
 PIRQRC = 0x60
@@ -69,7 +69,6 @@ class Piix3(PciDevice):
         """The IRQ that each PIRQ reaches."""
         self._levels = [False] * PIRQS
         self._lines: list[LevelLine | None] = [None] * PIRQS
-        self._rows: list[Row | None] = [None] * PIRQS
 
     def make_config(self) -> cfg.ConfigSpace:
         """Chipset registers from 0x40 on, with QEMU's values after reset. Ref: 290550, table 2-4."""
@@ -98,6 +97,8 @@ class Piix3(PciDevice):
         bus = self._bus()
         for pirq, wire in enumerate(bus.pirqs):
             wire.connect(self._target(pirq))
+            # One row for all that the guest will route it to: what a guest chooses is nothing that it must give back.
+            self.holdings.hold("wire-holder", f"isa-irq of {wire.name}", partial(self._let_go, pirq))
         bus.set_router(self.routes.__getitem__)
         region = IoRegion("piix3-reset-control", 1, self.reset_read, self.reset_write)
         mapping = board.ports.map(RESET_CONTROL, region, priority=3)
@@ -147,22 +148,24 @@ class Piix3(PciDevice):
                 trace.emit(PciRouteIrq(pirq, -1 if irq is None else irq))
         # Who asked hears of the route first, so that a level that moves finds it in place.
         self._bus().route_changed()
-        old_rows = [self._rows[pirq] for pirq in moved]
-        for pirq in moved:
-            self._take_line(pirq, routes[pirq])
-        for row in old_rows:
-            if row is not None:
-                self.holdings.drop(row)
+        old_lines = [self._take_line(pirq, routes[pirq]) for pirq in moved]
+        for line in old_lines:
+            if line is not None:
+                line.close()
 
-    def _take_line(self, pirq: int, irq: int | None) -> None:
-        if irq is None:
-            self._lines[pirq] = self._rows[pirq] = None
-            return
-        name = self._bus().pirqs[pirq].name
-        line = self.board.isa_irq(name, irq)
-        self._rows[pirq] = self.holdings.hold("wire-holder", f"isa-irq-{irq} for {name}", line.close)
+    def _take_line(self, pirq: int, irq: int | None) -> LevelLine | None:
+        """The line it had, which is still held."""
+        old = self._lines[pirq]
+        line = None if irq is None else self.board.isa_irq(self._bus().pirqs[pirq].name, irq)
         self._lines[pirq] = line
-        line.set(self._levels[pirq])
+        if line is not None:
+            line.set(self._levels[pirq])
+        return old
+
+    def _let_go(self, pirq: int) -> None:
+        line = self._take_line(pirq, None)
+        if line is not None:
+            line.close()
 
     # Reset control.
 

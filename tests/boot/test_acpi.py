@@ -12,7 +12,7 @@ RAM = 1 << 20
 
 
 def find_tables(cpus: int) -> tuple[dict[str, bytes], bytearray]:
-    """Scan for the RSDP, follow the RSDT and the FADT; every checksum is verified on the way."""
+    """Scan for the RSDP, follow the RSDT and the FADT as ACPI 1.0 has it; every checksum is verified on the way."""
     ram = bytearray(RAM)
     for piece in acpi.tables(cpus):
         ram[piece.address : piece.end] = piece.data
@@ -36,6 +36,21 @@ def find_tables(cpus: int) -> tuple[dict[str, bytes], bytearray]:
     found["FACS"] = bytes(ram[facs : facs + 64])
     assert facs % 64 == 0
     return found, ram
+
+
+def test_xsdt_of_an_rsdp_of_revision_2_names_the_tables_of_the_rsdt():
+    found, ram = find_tables(2)
+    at = ram.index(b"RSD PTR ")
+    revision, length = ram[at + 15], struct.unpack_from("<I", ram, at + 20)[0]
+    assert (revision, length) == (2, 36)
+    assert sum(ram[at : at + length]) % 256 == 0
+    address = struct.unpack_from("<Q", ram, at + 24)[0]
+    size = struct.unpack_from("<I", ram, address + 4)[0]
+    xsdt = ram[address : address + size]
+    assert (xsdt[:4], sum(xsdt) % 256) == (b"XSDT", 0)
+    listed = [entry for (entry,) in struct.iter_unpack("<Q", xsdt[36:])]
+    assert listed == [entry for (entry,) in struct.iter_unpack("<I", found["RSDT"][36:])]
+    assert [bytes(ram[entry : entry + 4]) for entry in listed] == [b"FACP", b"APIC"]
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 4, 255])

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from devices.pci.bus import pirq_of
+from devices.pci.piix3 import PIRQRC, PIRQRC_DISABLED
 from vmm.boot import acpi, aml, dsdt
 from vmm.boot.firmware import PIRQ_IRQS
 
@@ -111,15 +113,60 @@ def test_disassembler_sees_every_slot_its_ejection_and_its_notifications(tmp_pat
 
 
 @pytest.mark.skipif(IASL is None, reason="iasl (ACPICA) is not installed")
-def test_disassembler_sees_the_routing_that_the_pirqs_have(tmp_path):
+def test_disassembler_sees_the_link_of_each_pirq_in_the_routing(tmp_path):
     asl = disassemble(tmp_path, dsdt.build())
     numbers = {"Zero": 0, "One": 1}
     found = [
-        tuple(numbers[word] if word in numbers else int(word, 16) for word in entry)
-        for entry in re.findall(r"Package \(0x04\)\s*\{\s*(\w+FFFF),\s*(\w+),\s*(\w+),\s*(\w+)\s*\}", asl)
+        (int(address, 16), numbers[pin] if pin in numbers else int(pin, 16), link, numbers.get(gsi, gsi))
+        for address, pin, link, gsi in re.findall(
+            r"Package \(0x04\)\s*\{\s*(\w+FFFF),\s*(\w+),\s*([\w.\\]+),\s*(\w+)\s*\}", asl
+        )
     ]
-    assert len(found) == 31 * 4
+    assert [(address >> 16, pin) for address, pin, _, _ in found] == [(s, p) for s in range(1, 32) for p in range(4)]
     for address, pin, link, gsi in found:
         slot = address >> 16
-        expected = 9 if (slot, pin) == (1, 0) else PIRQ_IRQS[(slot - 1 + pin) % 4]
-        assert (link, gsi) == (0, expected)
+        name = rf"\_SB.LNK{'ABCD'[pirq_of(slot << 3, pin + 1)]}"
+        assert (link, gsi) == (("Zero", "0x09") if (slot, pin) == (1, 0) else (name, 0))
+
+
+@pytest.mark.skipif(IASL is None, reason="iasl (ACPICA) is not installed")
+def test_disassembler_sees_links_over_the_registers_of_the_isa_bridge(tmp_path):
+    asl = disassemble(tmp_path, dsdt.build())
+    bridge = re.search(r"Device \(ISA\)\s*\{\s*Name \(_ADR, 0x00010000\)(.*?)\n            \}", asl, re.DOTALL)[1]
+    assert "PCI_Config, 0x60, 0x04" in bridge
+    assert re.findall(r"(PRC\w), +8", bridge) == ["PRCA", "PRCB", "PRCC", "PRCD"]
+    links = re.findall(r"Device \((LNK.)\)\s*\{(.*?)\n        \}", asl, re.DOTALL)
+    assert [name for name, _ in links] == ["LNKA", "LNKB", "LNKC", "LNKD"]
+    for name, body in links:
+        assert 'EisaId ("PNP0C0F")' in body
+        assert re.findall(r"Method \((\w+), (\d)", body) == [("_STA", "0"), ("_CRS", "0"), ("_SRS", "1"), ("_DIS", "0")]
+        assert set(re.findall(r"PRC\w", body)) == {f"PRC{name[-1]}"}
+        assert body.count("Interrupt (ResourceConsumer, Level, ActiveHigh, Shared") == 2
+        possible = re.search(r"_PRS.*?Shared.*?\{(.*?)\}", body, re.DOTALL)[1]
+        assert [int(irq, 16) for irq in re.findall(r"0x\w+", possible)] == [5, 10, 11]
+
+
+def test_links_can_be_set_to_what_the_madt_calls_level_and_the_firmware_chose_among_it():
+    assert {*dsdt.LINK_IRQS, acpi.SCI} == set(acpi.PCI_GSIS)
+    assert set(PIRQ_IRQS) <= set(dsdt.LINK_IRQS)
+    assert (dsdt.PIRQRC, dsdt.PIRQRC_DISABLED) == (PIRQRC, PIRQRC_DISABLED)
+
+
+@pytest.mark.skipif(IASL is None, reason="iasl (ACPICA) is not installed")
+def test_compiler_takes_back_what_the_disassembler_wrote(tmp_path):
+    disassemble(tmp_path, dsdt.build())
+    done = subprocess.run(
+        [IASL, "-p", tmp_path / "again", tmp_path / "dsdt.dsl"], capture_output=True, text=True, check=True
+    )
+    assert " 0 Errors" in done.stdout
+
+
+@given(st.lists(st.integers(0, (1 << 32) - 1), min_size=1, max_size=16))
+def test_interrupt_descriptor_is_as_long_as_it_says_and_starts_with_its_first_interrupt(irqs):
+    descriptor = aml.interrupt(*irqs)
+    assert (descriptor[0], int.from_bytes(descriptor[1:3], "little"), descriptor[4]) == (
+        0x89,
+        len(descriptor) - 3,
+        len(irqs),
+    )
+    assert int.from_bytes(descriptor[aml.INTERRUPT_NUMBER :][:4], "little") == irqs[0]

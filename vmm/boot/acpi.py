@@ -1,15 +1,16 @@
 """ACPI tables of the `pc` machine, placed where a guest without firmware services scans for them.
 
-RSDP, RSDT, FADT, FACS and MADT; the DSDT comes from `vmm.boot.dsdt`. Addresses and values are those of QEMU's `pc`:
-power management at 0x600, GPE block at 0xafe0, SCI 9, ACPI enabled by writing 0xf1 to port 0xb2.
-Ref: ACPI 6.4, 5.2 (revision 1 layouts, as QEMU's pc has).
+RSDP, RSDT, XSDT, FADT, FACS and MADT; the DSDT comes from `vmm.boot.dsdt`. Addresses and values are those of QEMU's
+`pc`: power management at 0x600, GPE block at 0xafe0, SCI 9, ACPI enabled by writing 0xf1 to port 0xb2. A guest of ACPI
+1.0 reads the RSDP's first 20 bytes and the RSDT, a later one the XSDT; both name the same tables.
+Ref: ACPI 6.4, 5.2 (RSDP of revision 2; FADT and MADT of revision 1, as QEMU's pc has).
 """
 
 from __future__ import annotations
 
-from construct import Array, Bytes, Const, GreedyRange, Int8ul, Int16ul, Int32ul, Struct, Switch, this
+from construct import Array, Bytes, Const, GreedyRange, Int8ul, Int16ul, Int32ul, Int64ul, Struct, Switch, this
 
-from vmm.boot.dsdt import build
+from vmm.boot.dsdt import LINK_IRQS, build
 from vmm.boot.image import Piece, piece
 
 RSDP_ADDRESS = 0xE0000
@@ -29,7 +30,7 @@ ACPI_DISABLE = 0xF0
 PM_BASE = 0x600
 GPE0_BLOCK = 0xAFE0
 GPE0_LENGTH = 4
-PCI_GSIS = (5, 9, 10, 11)
+PCI_GSIS = tuple(sorted((SCI, *LINK_IRQS)))
 """ISA interrupts that PCI uses here: level-triggered, and active high at the pin, unlike ISA's default."""
 ACTIVE_HIGH_LEVEL = 0x000D
 FADT_FLAGS = 0x000080A5
@@ -43,7 +44,13 @@ RsdpLayout = Struct(
     "oem_id" / Bytes(6),
     "revision" / Int8ul,
     "rsdt_address" / Int32ul,
+    "length" / Const(36, Int32ul),
+    "xsdt_address" / Int64ul,
+    "extended_checksum" / Int8ul,
+    "reserved" / Const(bytes(3)),
 )
+RSDP_FIRST_PART = 20
+"""What ACPI 1.0 knows of the RSDP, and its checksum covers."""
 HeaderLayout = Struct(
     "signature" / Bytes(4),
     "length" / Int32ul,
@@ -194,6 +201,14 @@ def fadt(facs_address: int, dsdt_address: int) -> bytes:
     return table(b"FACP", 1, FadtLayout.build(fields))
 
 
+def rsdp(rsdt_address: int, xsdt_address: int) -> bytes:
+    """Where the tables begin. Two checksums: of its first part, then of the whole."""
+    fields = {"checksum": 0, "oem_id": OEM_ID, "revision": 2, "extended_checksum": 0}
+    whole = RsdpLayout.build(fields | {"rsdt_address": rsdt_address, "xsdt_address": xsdt_address})
+    first = checksummed(whole[:RSDP_FIRST_PART], 8)
+    return checksummed(first + whole[RSDP_FIRST_PART:], 32)
+
+
 def tables(cpus: int, dsdt: bytes | None = None) -> tuple[Piece, ...]:
     """All tables of a machine with `cpus` CPUs, RSDP included; `dsdt` is other AML than ours, without its header.
 
@@ -219,8 +234,8 @@ def tables(cpus: int, dsdt: bytes | None = None) -> tuple[Piece, ...]:
     dsdt_address = place(table(b"DSDT", 1, build() if dsdt is None else dsdt))
     addresses = [place(fadt(TABLES_ADDRESS, dsdt_address)), place(madt(cpus))]
     rsdt_address = place(table(b"RSDT", 1, Array(len(addresses), Int32ul).build(addresses)))
-    rsdp = RsdpLayout.build({"checksum": 0, "oem_id": OEM_ID, "revision": 0, "rsdt_address": rsdt_address})
+    xsdt_address = place(table(b"XSDT", 1, Array(len(addresses), Int64ul).build(addresses)))
     return (
-        piece(RSDP_ADDRESS, checksummed(rsdp, 8), "the RSDP"),
+        piece(RSDP_ADDRESS, rsdp(rsdt_address, xsdt_address), "the RSDP"),
         piece(TABLES_ADDRESS, bytes(placed), "the ACPI tables"),
     )

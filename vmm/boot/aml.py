@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from construct import Const, Int8ul, Int16ul, Int32ul, Struct
+from construct import Const, Int8ul, Int16ul, Int32ul, PrefixedArray, Rebuild, Struct
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 ZERO, ONE = b"\x00", b"\x01"
-SYSTEM_IO = 1
-DWORD_ACCESS = 0x03
-"""Field flags: dword access, no lock, preserve."""
+SYSTEM_IO, PCI_CONFIG = 1, 2
+BYTE_ACCESS, DWORD_ACCESS = 0x01, 0x03
+"""Field flags: byte or dword access, no lock, preserve."""
 SERIALIZED = 0x08
 NOTIFY_DEVICE_CHECK = 1
 NOTIFY_EJECT_REQUEST = 3
@@ -53,6 +53,16 @@ DwordDescriptor = Struct(
     "translation" / Const(0, Int32ul),
     "length" / Int32ul,
 )
+InterruptDescriptor = Struct(
+    "tag" / Const(0x89, Int8ul),
+    "size" / Rebuild(Int16ul, lambda this: 2 + 4 * len(this.irqs)),
+    "flags" / Int8ul,
+    "irqs" / PrefixedArray(Int8ul, Int32ul),
+)
+INTERRUPT_NUMBER = 5
+"""Where the first interrupt of an `InterruptDescriptor` is."""
+LEVEL_HIGH_SHARED = 0x09
+"""The device consumes it; level-triggered, active high, shared."""
 MEMORY_RANGE, IO_RANGE, BUS_RANGE = 0, 1, 2
 FIXED_PRODUCER = 0x0C
 """Minimum and maximum are fixed; positive decode; the bridge passes the range on."""
@@ -156,6 +166,16 @@ def local(number: int) -> bytes:
     return bytes((0x60 + number,))
 
 
+def arg(number: int) -> bytes:
+    """ArgX"""
+    return bytes((0x68 + number,))
+
+
+def create_dword_field(source: bytes, index: int, where: str) -> bytes:
+    """CreateDWordField (source, index, where)"""
+    return b"\x8a" + source + integer(index) + path(where)
+
+
 def store(value: bytes, target: bytes) -> bytes:
     """Store (value, target)"""
     return b"\x70" + value + target
@@ -164,6 +184,21 @@ def store(value: bytes, target: bytes) -> bytes:
 def bit_and(left: bytes, right: bytes) -> bytes:
     """And (left, right)"""
     return b"\x7b" + left + right + ZERO
+
+
+def bit_or(left: bytes, right: bytes, target: bytes) -> bytes:
+    """Or (left, right, target)"""
+    return b"\x7d" + left + right + target
+
+
+def less(left: bytes, right: bytes) -> bytes:
+    """LLess (left, right)"""
+    return b"\x95" + left + right
+
+
+def return_(value: bytes) -> bytes:
+    """Return (value)"""
+    return b"\xa4" + value
 
 
 def if_(condition: bytes, *terms: bytes) -> bytes:
@@ -207,6 +242,11 @@ def memory_range(first: int, last: int) -> bytes:
     """DWordMemory (NonCacheable, ReadWrite)"""
     fields = {"kind": MEMORY_RANGE, "flags": FIXED_PRODUCER, "kind_flags": READ_WRITE_UNCACHED}
     return bytes(DwordDescriptor.build(fields | {"min": first, "max": last, "length": last - first + 1}))
+
+
+def interrupt(*irqs: int) -> bytes:
+    """Interrupt (ResourceConsumer, Level, ActiveHigh, Shared) {irqs}"""
+    return bytes(InterruptDescriptor.build({"flags": LEVEL_HIGH_SHARED, "irqs": irqs}))
 
 
 def resource_template(*descriptors: bytes) -> bytes:

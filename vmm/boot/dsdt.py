@@ -1,9 +1,11 @@
 r"""The DSDT: soft-off, the PCI host bridge with its windows and interrupt routing, and hot-plug of its slots.
 
-Interrupts are routed without link devices, straight to the pins that the firmware's PIRQ setting gives
-(`vmm.boot.firmware.PIRQ_IRQS`): an operating system that uses the IOAPIC sees level-triggered GSIs 10 and 11. Every
-slot that takes a hot-plug has a device object with _SUN and _EJ0, and GPE 1 notifies those that changed.
-Ref: ACPI 6.4, 6.2.13 (_PRT), 6.3 (device insertion and removal), 5.6.4.1 (GPE methods);
+Interrupts are routed by four link devices, LNKA to LNKD, each of which is one PIRQRC of the ISA bridge: the operating
+system chooses among `LINK_IRQS`, and finds what the firmware chose (`vmm.boot.firmware.PIRQ_IRQS`). A PIRQ's ISA
+interrupt and its IOAPIC pin have the same number, so the links serve both. Every slot that takes a hot-plug has a
+device object with _SUN and _EJ0, and GPE 1 notifies those that changed.
+Ref: ACPI 6.4, 6.2.13 (_PRT), 6.2.2, 6.2.12, 6.2.16 (_CRS, _PRS, _SRS), 6.3 (device insertion and removal), 5.6.4.1 (GPE
+methods); 290550 (82371SB), 2.2.7 (PIRQRC);
 QEMU docs/specs/acpi_pci_hotplug.
 """
 
@@ -12,7 +14,7 @@ from __future__ import annotations
 from functools import cache
 
 from vmm.boot import aml
-from vmm.boot.firmware import MEMORY_BASE, MEMORY_END, PIRQ_IRQS, SCI
+from vmm.boot.firmware import MEMORY_BASE, MEMORY_END, SCI
 
 HOTPLUG_BASE = 0xAE00
 """PCIU, PCID, B0EJ, RMV and BNUM, a dword each."""
@@ -20,10 +22,20 @@ FIRST_HOTPLUG_SLOT = 2
 SLOTS = 32
 BRIDGE_SLOT = 1
 INT_PINS = 4
+LINKS = ("LNKA", "LNKB", "LNKC", "LNKD")
+"""The link device of each PIRQ."""
+LINK_IRQS = (5, 10, 11)
+"""What a link can be set to: no ISA device here has them."""
+PIRQRC = 0x60
+PIRQRC_DISABLED = 0x80
+ISA_IRQS = 16
+LINK_ENABLED, LINK_DISABLED = 0x0B, 0x09
+"""_STA: present and works, and is enabled or not; not for users to see."""
 S5_TYPE = 0
 CONFIG_PORTS = 0xCF8
 CONFIG_LENGTH = 8
 BRIDGE = r"\_SB.PCI0"
+ISA_BRIDGE = "ISA"
 
 
 def slot_name(slot: int) -> str:
@@ -32,13 +44,59 @@ def slot_name(slot: int) -> str:
 
 
 def routing() -> bytes:
-    """_PRT: {slot and any function, INTx, no link device, GSI}."""
+    """_PRT: {slot and any function, INTx, link device, 0}, but for the SCI, which is wired: {..., 0, GSI}."""
     entries = []
     for slot in range(1, SLOTS):
         for pin in range(INT_PINS):
-            gsi = SCI if slot == BRIDGE_SLOT and pin == 0 else PIRQ_IRQS[(slot - 1 + pin) % INT_PINS]
-            entries.append(aml.package(aml.integer(slot << 16 | 0xFFFF), aml.integer(pin), aml.ZERO, aml.integer(gsi)))
+            target = aml.path(rf"\_SB.{LINKS[(slot - 1 + pin) % INT_PINS]}"), aml.ZERO
+            if slot == BRIDGE_SLOT and pin == 0:
+                target = aml.ZERO, aml.integer(SCI)
+            entries.append(aml.package(aml.integer(slot << 16 | 0xFFFF), aml.integer(pin), *target))
     return aml.name("_PRT", aml.package(*entries))
+
+
+def _register(pirq: int) -> str:
+    return f"PRC{'ABCD'[pirq]}"
+
+
+def _isa_bridge() -> bytes:
+    """The PIIX3's function 0, with PIRQRC[A:D] in its configuration space."""
+    return aml.device(
+        ISA_BRIDGE,
+        aml.name("_ADR", aml.integer(BRIDGE_SLOT << 16)),
+        aml.operation_region("PIRC", aml.PCI_CONFIG, PIRQRC, INT_PINS),
+        aml.field("PIRC", aml.BYTE_ACCESS, [(_register(pirq), 8) for pirq in range(INT_PINS)]),
+    )
+
+
+def _link(pirq: int) -> bytes:
+    """The device that sets a PIRQ's route. Routed is what PIRQRC has below 16, as in `devices.pci.piix3`."""
+    register = aml.path(f"{BRIDGE}.{ISA_BRIDGE}.{_register(pirq)}")
+    routed = aml.less(register, aml.integer(ISA_IRQS))
+    current = (
+        aml.name("NOW", aml.resource_template(aml.interrupt(0))),
+        aml.create_dword_field(aml.path("NOW"), aml.INTERRUPT_NUMBER, "IRQ"),
+        aml.if_(routed, aml.store(register, aml.path("IRQ"))),
+        aml.return_(aml.path("NOW")),
+    )
+    choose = (
+        aml.create_dword_field(aml.arg(0), aml.INTERRUPT_NUMBER, "IRQ"),
+        aml.store(aml.path("IRQ"), register),
+    )
+    status = (
+        aml.if_(routed, aml.return_(aml.integer(LINK_ENABLED))),
+        aml.return_(aml.integer(LINK_DISABLED)),
+    )
+    return aml.device(
+        LINKS[pirq],
+        aml.name("_HID", aml.eisa_id("PNP0C0F")),
+        aml.name("_UID", aml.integer(pirq + 1)),
+        aml.name("_PRS", aml.resource_template(aml.interrupt(*LINK_IRQS))),
+        aml.method("_STA", 0, *status),
+        aml.method("_CRS", 0, *current),
+        aml.method("_SRS", 1, *choose),
+        aml.method("_DIS", 0, aml.bit_or(register, aml.integer(PIRQRC_DISABLED), register)),
+    )
 
 
 def _windows() -> bytes:
@@ -94,10 +152,13 @@ def build() -> bytes:
         aml.name("_ADR", aml.ZERO),
         aml.name("_UID", aml.ZERO),
         _windows(),
+        _isa_bridge(),
         routing(),
         aml.operation_region("PHPR", aml.SYSTEM_IO, HOTPLUG_BASE, 4 * len(registers)),
         aml.field("PHPR", aml.DWORD_ACCESS, registers),
         *(_slot(slot) for slot in range(FIRST_HOTPLUG_SLOT, SLOTS)),
     )
     soft_off = aml.name("_S5", aml.package(*[aml.integer(S5_TYPE)] * 4))
-    return soft_off + aml.scope(r"\_SB", bridge) + _changed()
+    # Links before the _PRT: its packages name them, and not every interpreter resolves names that come later.
+    links = [_link(pirq) for pirq in range(INT_PINS)]
+    return soft_off + aml.scope(r"\_SB", *links, bridge) + _changed()
