@@ -470,3 +470,14 @@ def test_identification_is_in_the_saved_state_and_four_bits_wide(personality):
     assert chips.ioapic.get_state().id == 5
     chips.ioapic.set_state(chips.ioapic.get_state()._replace(id=0x1A))
     assert chips.ioapic.get_state().id == 0xA
+
+
+@both
+def test_registers_behind_the_last_entry_are_nothing(personality):
+    chips = Chips(personality=personality)
+    before = chips.ioapic.get_state()
+    for register in (ioapic.IOREDTBL + 2 * PINS, ioapic.IOREDTBL + 2 * PINS + 1, 0xFF):
+        chips.ioapic.mmio_write(0, 4, register)
+        chips.ioapic.mmio_write(0x10, 4, 0x51)
+        chips.ioapic.mmio_read(0x10, 4)
+    assert chips.ioapic.get_state()._replace(ioregsel=before.ioregsel) == before

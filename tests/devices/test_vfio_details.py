@@ -214,3 +214,90 @@ def test_exclusive_line_that_is_free_is_neither_taken_nor_masked():
     hardware.line_changed(True)
     hardware.unmask()
     assert handler.calls == 1
+
+
+def test_configuration_space_is_written_through_its_region(device):
+    device.region_write(vfio.VFIO_PCI_CONFIG_REGION_INDEX, device.device.vendor, bytes.fromhex("11223344"))
+    assert device.device.config.get(device.device.vendor, 4) == 0x44332211
+    assert device.region_read(vfio.VFIO_PCI_CONFIG_REGION_INDEX, device.device.vendor, 4).hex() == "11223344"
+
+
+def test_unaligned_access_goes_in_pieces_that_are_aligned(device):
+    device.region_write(0, 2, bytes.fromhex("aabbccddeeff"))
+    assert device.device.seen == [(2, 2, 0xBBAA), (4, 4, 0xFFEEDDCC)]
+    device.device.seen.clear()
+    device.region_read(0, 4, 2)
+    assert device.device.seen == [(4, 2)]
+
+
+def test_bars_are_sized_in_vfios_copy_and_the_device_does_not_move(device):
+    address = device.device.config.get(cfg.BASE_ADDRESS_0, 4)
+    device.config_write(cfg.BASE_ADDRESS_0, 4, 0xFFFF_FFFF)
+    assert device.config_read(cfg.BASE_ADDRESS_0, 4) == 0xFFFF_FFC0
+    device.config_write(cfg.BASE_ADDRESS_0, 4, 0xFE00_0000)
+    assert device.config_read(cfg.BASE_ADDRESS_0, 4) == 0xFE00_0000
+    assert device.device.config.get(cfg.BASE_ADDRESS_0, 4) == address
+
+
+def test_function_without_a_capability_that_vfio_shows_has_no_list():
+    class OnlyMsi(Recorder):
+        def make_config(self):
+            config = PciDevice.make_config(self)
+            config.add_capability(0x05, bytes(8), b"\xff" * 8)
+            return config
+
+    board = VfioBoard()
+    board.device_class = lambda _driver: OnlyMsi
+    device = board.host().open("test", board.files, board.executor, board.trace)
+    assert not device.config_read(cfg.STATUS, 2) & cfg.STATUS_CAPABILITIES
+    assert device.config_read(cfg.CAPABILITY_LIST, 1) == 0
+
+
+def test_function_that_is_given_back_is_quiet_and_knows_no_veto():
+    _, device = opened()
+    device.config_write(cfg.COMMAND, 2, cfg.COMMAND_INTX_DISABLE)
+    device.intx.hardware.unmask()
+    device.close()
+    assert device.device.config.get(cfg.COMMAND, 2) & cfg.COMMAND_INTX_DISABLE
+    assert not device.intx.virq_disabled
+
+
+def test_interrupt_that_is_requested_masked_stays_masked():
+    board, device = opened()
+    device.config_write(cfg.COMMAND, 2, cfg.COMMAND_MEMORY | cfg.COMMAND_INTX_DISABLE)
+    device.intx.hardware.unmask()
+    device.set_irq_eventfd(INTX, TRIGGER, board.rig.efd())
+    assert device.device.config.get(cfg.COMMAND, 2) & cfg.COMMAND_INTX_DISABLE
+
+
+def test_last_bar_is_closed_with_its_decoding():
+    class Far(Recorder):
+        def realize(self, board):
+            PciDevice.realize(self, board)
+            self.seen = []
+            self.register_bar(5, IoRegion("far", 64, self._read, self._write))
+
+    board = VfioBoard()
+    board.device_class = lambda _driver: Far
+    device = board.host().open("test", board.files, board.executor, board.trace)
+    assert device.region_read(5, 0, 4)
+    device.config_write(cfg.COMMAND, 2, cfg.COMMAND_IO)
+    with pytest.raises(OSError, match=rf"\[Errno {errno.EIO}\]"):
+        device.region_read(5, 0, 4)
+
+
+@pytest.mark.parametrize("action", [16, TRIGGER])
+def test_descriptor_zero_is_a_descriptor(action):
+    board, device = opened()
+    device.set_irq_eventfd(INTX, TRIGGER, board.rig.efd())
+    board.files.close(0)
+    assert board.rig.efd() == 0
+    device.set_irq_eventfd(INTX, action, 0)
+    assert board.files.file(0).ctx.refs == 2
+
+
+def test_function_does_not_mask_at_the_host_unless_told_to():
+    board = VfioBoard()
+    board.device_class = lambda _driver: Recorder
+    device = VfioDevice(board.host().device, board.files, board.executor, board.trace)
+    assert not isinstance(device.intx.hardware, ExclusiveIntx)

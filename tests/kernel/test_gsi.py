@@ -196,3 +196,13 @@ def test_structures_have_the_sizes_of_linux_kvm_h():
         assert len(data) == 48
         assert Route.parse(data) == route
     assert KvmIrqRoutingEntry.parse(Route.irqchip(5, 2, 7).build()).type == KVM_IRQ_ROUTING_IRQCHIP
+
+
+def test_table_tells_its_routes():
+    routes = (Route.irqchip(5, 2, 5), Route.msi(6, 0xFEE00000, 0x41))
+    assert RoutingTable(list(routes)).routes == routes
+
+
+def test_route_of_a_message_has_no_device_id_unless_it_is_given():
+    assert Route.parse(Route.msi(6, 0xFEE00000, 0x41).build()).devid == 0
+    assert (Route(5, 1).chip, Route(5, 1).pin) == (0, 0)

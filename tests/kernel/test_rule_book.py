@@ -213,3 +213,31 @@ def test_dead_source_of_a_listed_irqfd_breaks_s4():
     assert s4(book.vm, book.ledger) == ""
     book.vm.irqfds.items[0].source.free("a test")
     assert "listed, and dead" in s4(book.vm, book.ledger)
+
+
+@pytest.mark.parametrize("end", ["deassign", "vm"])
+def test_every_eoifd_goes_with_its_irqfd_or_its_vm(end):
+    book = Book("eoifd-follows-irqfd")
+    irqfd, eoifds = book.rig.efd(), [book.rig.efd() for _ in range(3)]
+    book.vm.irqfd(irqfd, 5, 2)
+    for fd in eoifds:
+        book.vm.eoifd(fd, KVM_EOIFD_FLAG_LEVEL_IRQFD, irqfd)
+    if end == "vm":
+        book.vm.close()
+    else:
+        book.vm.irqfd(irqfd, 5, 1)
+    book.rig.drain()
+    assert book.vm.irqfds.eoifds == ()
+    assert [book.files.file(fd).ctx.refs for fd in eoifds] == [1, 1, 1]
+
+
+def test_refused_eoifd_is_freed(monkeypatch):
+    book = Book("eoifd-v5")
+    freed = []
+    monkeypatch.setattr("vmm.kernel.eoifd.Eoifd.free", lambda self, step: freed.append(step))
+    fd = book.rig.efd()
+    unbound = book.rig.efd()
+    with pytest.raises(OSError, match="Errno"):
+        book.vm.eoifd(fd, KVM_EOIFD_FLAG_LEVEL_IRQFD, unbound)
+    assert freed == ["kvm_assign_eoifd failed"]
+    assert book.files.file(fd).ctx.refs == 1

@@ -230,6 +230,9 @@ def test_assign_held_with_its_file_in_hand_survives_the_close_and_hangs_up_at_th
     guest.qmp("x-point-release", point="irqfd.assign.fput")
     state = guest.qmp("x-query-irqfds")
     assert (state["irqfds"], state["sources"]) == ([], [0])
+    guest.qmp("x-irqfd-assign", fd=eventfd(guest), gsi=GSI, level=True)  # nobody is held there any more
+    assert len(guest.qmp("x-query-irqfds")["irqfds"]) == 1
+    refused(guest, "is not held", "x-point-release", point="irqfd.assign.fput")
 
 
 @pytest.mark.parametrize(
