@@ -234,7 +234,7 @@ def test_every_eoifd_goes_with_its_irqfd_or_its_vm(end):
 def test_refused_eoifd_is_freed(monkeypatch):
     book = Book("eoifd-v5")
     freed = []
-    monkeypatch.setattr("vmm.kernel.eoifd.Eoifd.free", lambda self, step: freed.append(step))
+    monkeypatch.setattr("vmm.kernel.eoifd.Eoifd.free", lambda _self, step: freed.append(step))
     fd = book.rig.efd()
     unbound = book.rig.efd()
     with pytest.raises(OSError, match="Errno"):
