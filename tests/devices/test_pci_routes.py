@@ -237,3 +237,15 @@ def test_power_management_registers_answer_at_pmbase_while_enabled(board):
     board.reset()
     assert board.pm.base is None
     assert board.config_read(PM_DEVFN, 0x40) == 1
+
+
+def test_ledger_does_not_change_with_the_routes_and_unrealize_lets_go_of_the_lines(board):
+    before = board.ledger.snapshot()
+    board.route(*ROUTED)
+    board.route(11, 11, 0x80, 5)
+    assert board.ledger.difference(before) == ([], [])
+    board.plug(Pin(addr=5 << 3)).set_intx(True)
+    assert board.high() == [11]
+    board.piix3.unrealize()
+    assert board.high() == []
+    assert not any(line.name.startswith("PIRQ") for wire in board.isa_wires for line in wire.holders)
