@@ -44,6 +44,7 @@ def test_xsdt_of_an_rsdp_of_revision_2_names_the_tables_of_the_rsdt():
     revision, length = ram[at + 15], struct.unpack_from("<I", ram, at + 20)[0]
     assert (revision, length) == (2, 36)
     assert sum(ram[at : at + length]) % 256 == 0
+    assert ram[at + 33 : at + 36] == bytes(3)  # reserved
     address = struct.unpack_from("<Q", ram, at + 24)[0]
     size = struct.unpack_from("<I", ram, address + 4)[0]
     xsdt = ram[address : address + size]
