@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := vmm devices machine guest_images tests
 
-.PHONY: demo test endurance lint bench docs guests images clean
+.PHONY: demo test endurance lint bench mutation docs guests images clean
 
 demo: $(READY) ## Boot the hot-plug guest, plug, interrupt, unplug; one verdict a device
 	@$(BIN)/vintx demo
@@ -23,6 +23,10 @@ lint: $(READY) ## Style, import order, types
 
 bench: $(READY) ## Figures, beside those of qemu-system-x86_64 where it is installed
 	$(BIN)/vintx bench
+
+mutation: $(READY) ## Does a test notice each small change of the interrupt path? ARGS='--sample 300 --seed 1'; hours without
+	$(BIN)/pip install --quiet -e '.[mutation]'
+	$(BIN)/python tests/mutation/run.py $(ARGS)
 
 docs: $(READY) ## The documentation as HTML, in build/docs
 	$(BIN)/pip install --quiet -e '.[docs]'

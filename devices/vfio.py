@@ -211,7 +211,6 @@ class VfioDevice:
         self.device = device
         self.files = files
         self.name = device.id or device.driver
-        self.pci_2_3 = pci_2_3
         if pci_2_3:
             self.intx = VfioIntx(self.name, Pci23Intx(device), files, executor, trace)
         else:

@@ -13,7 +13,7 @@ from devices.vfio import ExclusiveIntx, VfioDevice
 from tests.support.vfio_board import VfioBoard
 from vmm.memory import IoRegion
 
-NONE, BOOL, TRIGGER = 1, 2, 32
+NONE, BOOL, MASK, UNMASK, TRIGGER = 1, 2, 8, 16, 32
 INTX, REQ = 0, 4
 
 
@@ -82,6 +82,10 @@ def test_numbers_are_those_of_linux_vfio_h():
     actions = tuple(getattr(vfio, f"VFIO_IRQ_SET_ACTION_{name}") for name in ("MASK", "UNMASK", "TRIGGER"))
     assert (kinds, actions) == ((1, 2, 4), (8, 16, 32))
     assert (vfio.DATA_TYPE_MASK, vfio.ACTION_TYPE_MASK) == (7, 56)
+    assert (vfio.VFIO_DEVICE_FLAGS_RESET, vfio.VFIO_DEVICE_FLAGS_PCI) == (1, 2)
+    assert (vfio.VFIO_REGION_INFO_FLAG_READ, vfio.VFIO_REGION_INFO_FLAG_WRITE) == (1, 2)
+    flags = ("EVENTFD", "MASKABLE", "AUTOMASKED", "NORESIZE")
+    assert [getattr(vfio, f"VFIO_IRQ_INFO_{name}") for name in flags] == [1, 2, 4, 8]
 
 
 # Regions
@@ -286,7 +290,7 @@ def test_last_bar_is_closed_with_its_decoding():
         device.region_read(5, 0, 4)
 
 
-@pytest.mark.parametrize("action", [16, TRIGGER])
+@pytest.mark.parametrize("action", [UNMASK, TRIGGER])
 def test_descriptor_zero_is_a_descriptor(action):
     board, device = opened()
     device.set_irq_eventfd(INTX, TRIGGER, board.rig.efd())
@@ -301,3 +305,12 @@ def test_function_does_not_mask_at_the_host_unless_told_to():
     board.device_class = lambda _driver: Recorder
     device = VfioDevice(board.host().device, board.files, board.executor, board.trace)
     assert not isinstance(device.intx.hardware, ExclusiveIntx)
+
+
+def test_unmask_of_a_false_bool_unmasks_nothing():
+    board, device = opened()
+    device.set_irq_eventfd(INTX, TRIGGER, board.rig.efd())
+    device.set_irqs(NONE | MASK, INTX, 0, 1)
+    for data, masked in ((b"\0", True), (b"\1", False)):
+        device.set_irqs(BOOL | UNMASK, INTX, 0, 1, data)
+        assert bool(device.device.config.get(cfg.COMMAND, 2) & cfg.COMMAND_INTX_DISABLE) == masked
