@@ -1,10 +1,11 @@
-"""What must happen again and again: loops that are fair, loops that are not, and ends."""
+"""What must happen again and again: loops that are fair, loops that are not, locks, and ends."""
 
 from __future__ import annotations
 
+from vmm import order
 from vmm.explore.actors import Actor, Operation
 from vmm.explore.search import Scenario, explore
-from vmm.order import State
+from vmm.order import Lock, State
 
 
 class Ring(State):
@@ -89,3 +90,76 @@ def test_end_without_the_goal_is_found_by_the_shortest_way():
     assert finding.rule == "goal: not so where nobody can act any more"
     assert finding.loop is None
     assert finding.choices == (1, 0)
+
+
+class Door(State):
+    """Two who go in and out for ever, and one who has to go in once. By a lock, or by a flag that nobody hands over."""
+
+    WIRING = ("lock",)
+    VISIBLE = ("inside", "goal")
+    __slots__ = (*WIRING, *VISIBLE)
+
+    def __init__(self) -> None:
+        self.lock = Lock("door", spin=True)
+        self.inside = 0
+        self.goal = False
+
+    def by_lock(self) -> None:
+        with self.lock:
+            order.hook("door.inside", self)
+
+    def is_empty(self) -> bool:
+        return not self.inside
+
+    def by_flag(self) -> None:
+        order.hold_back("door.flag", self, self.is_empty)
+        self.inside = order.actor
+        order.hook("door.inside", self)
+        self.inside = 0
+
+    def stay(self) -> None:
+        """Go in, and let others act again and again, but not in."""
+        if self.lock.owner == order.NOBODY:
+            self.lock.acquire()
+        self.inside = 1 - self.inside
+
+    def enter_by_lock(self) -> None:
+        with self.lock:
+            self.goal = True
+
+    def enter_by_flag(self) -> None:
+        order.hold_back("door.flag", self, self.is_empty)
+        self.goal = True
+
+    def is_reached(self) -> bool:
+        return self.goal
+
+
+def door(others, waits):
+    """`others` of the door's methods for ever, `waits` once, as calls of their actors."""
+    door = Door()
+    actors = [
+        Actor(f"o{n}", (Operation("in, out", getattr(door, name)),), repeats=True) for n, name in enumerate(others)
+    ]
+    actors.append(Actor("w", (Operation("in", getattr(door, waits)),)))
+    return explore(Scenario((door,), tuple(actors), live=(("goal", door.is_reached),)))
+
+
+def test_lock_that_others_take_again_and_again_is_had_in_the_end():
+    result = door(["by_lock", "by_lock"], "enter_by_lock")
+    assert result.complete
+    assert result.finding is None, str(result.finding)
+
+
+def test_whoever_waits_for_a_flag_that_is_down_now_and_then_may_starve():
+    finding = door(["by_flag", "by_flag"], "enter_by_flag").finding
+    assert finding.rule.startswith("goal: need not come true again")
+    looping = [name for name, _ in finding.trail[finding.loop :]]
+    assert "w" not in looping
+    assert looping
+
+
+def test_lock_that_is_never_given_back_is_waited_for_for_ever():
+    finding = door(["stay"], "enter_by_lock").finding
+    assert finding.rule.startswith("goal: need not come true again")
+    assert [name for name, _ in finding.trail[finding.loop :]] == ["o0", "o0"]

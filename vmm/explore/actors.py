@@ -20,6 +20,7 @@ import greenlet  # type: ignore[import-untyped]
 
 from vmm import order
 from vmm.explore.heap import sum_of
+from vmm.explore.liveness import AT_LOCK, OWED
 from vmm.order import Lock, State, Violation
 
 if TYPE_CHECKING:
@@ -61,19 +62,20 @@ class Place:
     suspended at `step`. What it does from here depends on nothing but the heap.
 
     `guard` holds it back until it is true. `made`: how many objects the operation has made. `aliases`: fields whose
-    containers the suspended code has in its hands. `sum` is what it adds to a state's mark.
+    containers the suspended code has in its hands. `sum` is what it adds to a state's mark. `claim`: what a fair run
+    owes it (see `vmm.explore.liveness`).
     """
 
     __slots__ = (
         "actor",
         "aliases",
         "ask",
+        "claim",
         "done",
         "guard",
         "made",
         "name",
         "over",
-        "owed",
         "position",
         "step",
         "sum",
@@ -100,7 +102,7 @@ class Place:
         self.position = position
         self.made = made
         self.aliases = aliases
-        self.owed = False
+        self.claim = 0
         self.sum = sum_of(marshal.dumps((actor, done, position), 0))
         self.tree: Any = None
         """What is known of the step from here: see `vmm.explore.footprints`."""
@@ -188,7 +190,7 @@ class Stage:
             operation = actor.at(done) if actor.repeats or done < len(actor.operations) else None
             ready = operation.ready if operation is not None else None
             place = self._places[n, done] = Place(n, done, operation, guard=ready)
-            place.owed = actor.fair
+            place.claim = OWED if actor.fair else 0
         return place
 
     # One step.
@@ -331,7 +333,7 @@ class Stage:
             actor = self.actors[n]
             aliases = self.arena.aliases(held)
             place = Place(n, done, actor.at(done), step, guard, tuple(position), self._made, aliases)
-            place.owed = True
+            place.claim = OWED | AT_LOCK if isinstance(getattr(guard, "__self__", None), Lock) else OWED
             self._places[key] = place
         return place
 

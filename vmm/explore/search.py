@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from vmm.explore.actors import Actor, NotDeterministic, Stage
 from vmm.explore.footprints import Footprints
 from vmm.explore.heap import Arena
-from vmm.explore.liveness import OWED, Graph
+from vmm.explore.liveness import Graph
 from vmm.order import State, Violation
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class Search:
         """The number behind the level's last state."""
         self.transitions = self.depth = self.ends = 0
         self.checkpoint: Checkpoint | None = None
-        self.graph = Graph(len(scenario.live)) if scenario.live else None
+        self.graph = Graph(len(scenario.live), len(scenario.actors)) if scenario.live else None
         self._numbers = {self.first.mark: 0}
         """Numbers by marks, for the graph."""
 
@@ -247,9 +247,9 @@ class Search:
         """A shard's states and steps."""
         edges = iter(report.edges)
         for count, reached in zip(report.counts, report.reached, strict=True):
-            graph.state(iter(reached))
+            graph.state(reached)
             for actor, mark in islice(edges, count):
-                graph.edge(actor & ~OWED, bool(actor & OWED), self._numbers[mark])
+                graph.edge(actor, self._numbers[mark])
 
     def sweep(self, nodes: list[Node], base: int, following: list[Node]) -> Result | None:
         """Take all steps from these states, numbered from `base`: new states go to `following`. A Result if that ends
@@ -290,7 +290,7 @@ class Search:
                     if len(parents) >= self.limit:
                         return self.result(None, complete=False)
                 if graph is not None:
-                    graph.edge(n, standings[n].place.owed, numbers[after])
+                    graph.edge(n | standings[n].place.claim, numbers[after])
         return None
 
     def wrong_at_rest(self, heap: Heap, standings: tuple[Standing, ...]) -> str | None:
@@ -377,7 +377,7 @@ def expand(scenario: Scenario, steps: Footprints, nodes: list[Node], known: Know
             for n in enabled:
                 _, heap_after, standings_after, after = steps.step(heap, standings, mark, n)
                 if scenario.live:
-                    edges.append((n | OWED if standings[n].place.owed else n, after))
+                    edges.append((n | standings[n].place.claim, after))
                 if after not in known:
                     known.add(after)
                     parents.append(place)
