@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from devices import ioapic
-from vmm.kernel import eoifd, files, gsi, ioctl, irqfd, kvm
+from vmm.kernel import eoifd, files, gsi, hostkvm_abi, ioctl, irqfd, kvm
 
 NUMBERS = {
     eoifd: {
@@ -40,6 +40,42 @@ NUMBERS = {
         "KVM_MAX_IRQ_ROUTES": 0x1000,
         "IOAPIC_PINS": 24,
         "PIC_PINS": 8,
+    },
+    hostkvm_abi: {
+        "KVM_API_VERSION": 12,
+        "PAGE": 4096,
+        "KVM_EXIT_IO": 2,
+        "KVM_EXIT_MMIO": 6,
+        "KVM_EXIT_INTERNAL_ERROR": 17,
+        "KVM_CAP_USER_MEMORY": 3,
+        "KVM_CAP_MP_STATE": 14,
+        "KVM_CAP_VCPU_EVENTS": 41,
+        "KVM_CAP_X86_SMM": 117,
+        "KVM_CAP_SPLIT_IRQCHIP": 121,
+        "KVM_MP_STATE_RUNNABLE": 0,
+        "KVM_GET_API_VERSION": 0xAE00,
+        "KVM_CREATE_VM": 0xAE01,
+        "KVM_CHECK_EXTENSION": 0xAE03,
+        "KVM_GET_VCPU_MMAP_SIZE": 0xAE04,
+        "KVM_CREATE_VCPU": 0xAE41,
+        "KVM_SET_USER_MEMORY_REGION": 0x4020AE46,
+        "KVM_CREATE_IRQCHIP": 0xAE60,
+        "KVM_IRQ_LINE": 0x4008AE61,
+        "KVM_GET_IRQCHIP": 0xC208AE62,
+        "KVM_SET_IRQCHIP": 0x8208AE63,
+        "KVM_IRQ_LINE_STATUS": 0xC008AE67,
+        "KVM_SET_GSI_ROUTING": 0x4008AE6A,
+        "KVM_IRQFD": 0x4020AE76,
+        "KVM_RUN": 0xAE80,
+        "KVM_SET_REGS": 0x4090AE82,
+        "KVM_GET_SREGS": 0x8138AE83,
+        "KVM_SET_SREGS": 0x4138AE84,
+        "KVM_GET_LAPIC": 0x8400AE8E,
+        "KVM_SET_LAPIC": 0x4400AE8F,
+        "KVM_SET_MP_STATE": 0x4004AE99,
+        "KVM_GET_VCPU_EVENTS": 0x8040AE9F,
+        "KVM_ENABLE_CAP": 0x4068AEA3,
+        "KVM_SIGNAL_MSI": 0x4020AEA5,
     },
     ioctl: {
         "KVM_IRQ_LINE": 0x4008AE61,

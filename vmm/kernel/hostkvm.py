@@ -56,8 +56,8 @@ LAPIC_TPR, LAPIC_ISR, LAPIC_TMR, LAPIC_IRR = 0x80, 0x100, 0x180, 0x200
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _ioctl = _LIBC.ioctl
 _ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong]
-_ioctl.restype = ctypes.c_int
 
+_CHIP = struct.Struct("<I4x512s")
 _ROUTE_PIN = struct.Struct("<4I2I24x")
 _ROUTE_MSI = struct.Struct("<4I4I16x")
 _LAPIC_BITS = struct.Struct("<" + "I12x" * 7 + "I")
@@ -171,12 +171,11 @@ class HostVm:
         """KVM_GET_IRQCHIP: `struct kvm_pic_state` or `struct kvm_ioapic_state`."""
         state = abi.Irqchip(chip_id=chip)
         fcntl.ioctl(self.fd, abi.KVM_GET_IRQCHIP, state)
-        return bytes(state)[8 : 8 + CHIP_SIZES.get(chip, 512)]
+        return bytes(state)[8 : 8 + CHIP_SIZES[chip]]
 
     def set_irqchip(self, chip: int, data: bytes) -> None:
         """KVM_SET_IRQCHIP."""
-        state = abi.Irqchip(chip_id=chip)
-        ctypes.memmove(state.chip, data, min(len(data), 512))
+        state = bytearray(_CHIP.pack(chip, data))
         fcntl.ioctl(self.fd, abi.KVM_SET_IRQCHIP, state)
 
     def check_extension(self, capability: int) -> int:
@@ -246,13 +245,16 @@ class HostCpu:
     """One virtual CPU. `run_area` is the head of its shared `struct kvm_run`."""
 
     def __init__(self, vm: HostVm, index: int) -> None:
-        self.vm = vm
         self.index = index
         try:
             self.fd = fcntl.ioctl(vm.fd, abi.KVM_CREATE_VCPU, index)
+            try:
+                self._map = mmap.mmap(self.fd, vm.kvm.run_size)
+            except OSError:
+                os.close(self.fd)
+                raise
         except OSError as error:
             raise EngineRefused("kvm", f"{vm.kvm.path}: no virtual CPU {index}: {error.strerror}") from error
-        self._map = mmap.mmap(self.fd, vm.kvm.run_size)
         self.run_area: abi.Run | None = abi.Run.from_buffer(self._map)
 
     def run(self) -> int:
@@ -356,14 +358,15 @@ def _routing(routes: Sequence[Route], flags: int) -> bytearray:
 
 
 def _open_remedy(number: int | None) -> str:
-    return {
+    remedies: dict[int | None, str] = {
         errno.ENOENT: "Load the kernel's module (modprobe kvm_amd, kvm_intel, kvm_pvm), or pass the device",
         errno.EACCES: "Join the group kvm: usermod -aG kvm $USER, then log in anew",
         errno.EPERM: "The container's device policy refuses it: pass the device with --device /dev/kvm",
         errno.ENODEV: "The module is there but the processor's virtualisation is off: look at the firmware's settings",
         errno.ENXIO: "The device node is there but no module serves it: modprobe kvm_amd, kvm_intel or kvm_pvm",
         errno.EBUSY: "Another hypervisor has the processor's virtualisation",
-    }.get(number or 0, "")
+    }
+    return remedies.get(number, "")
 
 
 @contextlib.contextmanager

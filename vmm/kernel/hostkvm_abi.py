@@ -13,7 +13,6 @@ PAGE = 4096
 
 KVM_EXIT_IO = 2
 KVM_EXIT_MMIO = 6
-KVM_EXIT_SHUTDOWN = 8
 KVM_EXIT_INTERNAL_ERROR = 17
 
 KVM_CAP_USER_MEMORY = 3
@@ -23,7 +22,6 @@ KVM_CAP_X86_SMM = 117
 KVM_CAP_SPLIT_IRQCHIP = 121
 
 KVM_MP_STATE_RUNNABLE = 0
-KVM_VCPUEVENT_VALID_NMI_PENDING = 1
 
 
 class MemoryRegion(ctypes.Structure):
@@ -215,7 +213,7 @@ SIZES: dict[type[ctypes.Structure], int] = {
 }
 for _type, _size in SIZES.items():
     assert ctypes.sizeof(_type) == _size, (_type, ctypes.sizeof(_type), _size)
-assert (Run.exit_reason.offset, Run.u.offset, Run.Union.Mmio.len.offset) == (8, 32, 16)
+assert (Run.exit_reason.offset, Run.u.offset, Run.Union.Mmio.len.offset, ctypes.sizeof(Run)) == (8, 32, 16, 288)
 
 _NONE, _WRITE, _READ = 0, 1, 2
 _Payload = type[ctypes.Structure] | type[c_int32] | int | None
@@ -241,7 +239,6 @@ KVM_IRQ_LINE_STATUS = _ioctl(_READ | _WRITE, 0x67, IrqLevel)
 KVM_SET_GSI_ROUTING = _ioctl(_WRITE, 0x6A, 8)
 KVM_IRQFD = _ioctl(_WRITE, 0x76, Irqfd)
 KVM_RUN = _ioctl(_NONE, 0x80)
-KVM_GET_REGS = _ioctl(_READ, 0x81, Regs)
 KVM_SET_REGS = _ioctl(_WRITE, 0x82, Regs)
 KVM_GET_SREGS = _ioctl(_READ, 0x83, Sregs)
 KVM_SET_SREGS = _ioctl(_WRITE, 0x84, Sregs)

@@ -62,6 +62,7 @@ The code, of which `_CODE` is the binary (GNU as, `.intel_syntax noprefix`, `.co
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import struct
 from typing import TYPE_CHECKING, NamedTuple
@@ -131,6 +132,14 @@ class UserMmio(NamedTuple):
     size: int
 
 
+class UserPort(NamedTuple):
+    """The port access left KVM: nothing in the kernel answers there."""
+
+    write: bool
+    port: int
+    size: int
+
+
 @functools.cache
 def _image() -> bytes:
     """Memory from `_BASE`: code, descriptor tables, and page tables that map 4 GiB onto itself in pages of 2 MiB."""
@@ -164,7 +173,7 @@ class MailboxGuest:
         cpu.set_long_mode(_BASE, _STACK_TOP - _STACK_SIZE * cpu.index, _PML4, _IDT, _GDT)
         self._until_port(cpu)
 
-    def call(self, cpu: HostCpu, operation: str, address: int = 0, value: int = 0) -> int | UserMmio:
+    def call(self, cpu: HostCpu, operation: str, address: int = 0, value: int = 0) -> int | UserMmio | UserPort:
         """One act of `OPERATIONS`; the value read, or the access that nobody in the kernel answered (reads give 0).
 
         EngineError if the guest cannot go on.
@@ -185,14 +194,19 @@ class MailboxGuest:
         return bool(cpu.run_area.io.port == TAKEN_PORT)
 
     @staticmethod
-    def _until_port(cpu: HostCpu) -> UserMmio | None:
-        left = None
+    def _until_port(cpu: HostCpu) -> UserMmio | UserPort | None:
+        left: UserMmio | UserPort | None = None
         while True:
             reason = cpu.run()
             area = cpu.run_area
-            if reason == abi.KVM_EXIT_IO:
-                return left
             assert area is not None
+            if reason == abi.KVM_EXIT_IO:
+                io = area.io
+                if io.port in (READY_PORT, TAKEN_PORT):
+                    return left
+                left = left or UserPort(bool(io.direction), io.port, io.size)
+                ctypes.memset(ctypes.addressof(area) + io.data_offset, 0, io.size)
+                continue
             if reason == abi.KVM_EXIT_MMIO:
                 mmio = area.mmio
                 left = left or UserMmio(bool(mmio.is_write), mmio.phys_addr, mmio.len)
