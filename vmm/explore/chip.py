@@ -69,6 +69,8 @@ class Chips(State):
     WIRING: ClassVar[tuple[str, ...]] = ("bus", "ioapic", "lapics", "pins")
     __slots__ = WIRING
 
+    apic_class: ClassVar[type[MortalApic]] = MortalApic
+
     def __init__(self, trace: Trace, queue: WorkQueue, kind: type[IoApic] = KvmIoApic) -> None:
         self.bus = ApicBus(trace)
         self.ioapic = kind(self.bus, None, trace, queue=queue)
@@ -79,7 +81,7 @@ class Chips(State):
     def add_cpu(self) -> int:
         """One more CPU, its local APIC software-enabled: its number."""
         number = len(self.lapics)
-        lapic = MortalApic(number, Cpu(), self.bus, None, self.bus.trace, suppress_eoi=True)
+        lapic = self.apic_class(number, Cpu(), self.bus, None, self.bus.trace, suppress_eoi=True)
         lapic.freed_by = None
         lapic.write(lapic_registers.SVR, 0x1FF)
         self.lapics = (*self.lapics, lapic)

@@ -109,11 +109,11 @@ class Verdict(NamedTuple):
 
 def bugs() -> dict[str, Bug]:
     """All of them, by number."""
-    from vmm.explore.zoo import binding, eoi, eoifd, eras, host, ioapic, irqfd, monitor, pool, setup, vfio
+    from vmm.explore.zoo import binding, eoi, eoifd, eras, host, ioapic, irqchip, irqfd, monitor, pool, setup, vfio
 
     every = [
         bug
-        for part in (binding, eoi, eoifd, eras, host, ioapic, irqfd, monitor, pool, setup, vfio)
+        for part in (binding, eoi, eoifd, eras, host, ioapic, irqchip, irqfd, monitor, pool, setup, vfio)
         for bug in part.BUGS
     ]
     return {bug.number: bug for bug in sorted(every, key=lambda bug: bug.number)}

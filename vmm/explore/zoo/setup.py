@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, ClassVar
 
 from devices.ioapic_qemu import QemuIoApic
@@ -11,15 +12,16 @@ from vmm.explore.parts import GSI, point
 from vmm.explore.scenes import Setup
 from vmm.explore.zoo import Bug
 from vmm.explore.zoo.monitor import SlowUser, listeners_of, put_on_list
-from vmm.kernel.files import EFD_NONBLOCK
+from vmm.kernel.files import EFD_NONBLOCK, os_error
 from vmm.kernel.gsi import AckNotifier
 from vmm.kernel.irqfd import KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE
+from vmm.kernel.poll import FdHandler
 from vmm.order import Mortal, State
 
 if TYPE_CHECKING:
     from vmm.explore.board import Board
     from vmm.explore.parts import Hardware
-    from vmm.kernel.files import EventfdCtx
+    from vmm.kernel.files import DescriptorTable, EventfdCtx
 
 NOW = Setup("resample")
 
@@ -82,6 +84,118 @@ def refused_at_last(board: Board) -> None:
         return f"S18: setting up failed, and left {now - before} descriptors open" if now != before else None
 
     board.at_rest(left)
+
+
+# A fast road for an edge. VFIO does not mask it, so there is nothing to unmask.
+
+
+class EdgeIrq(State):
+    """An edge-triggered interrupt of a platform device, as VFIO has it: neither maskable nor automasked.
+
+    `fired`: the device sent an edge. (vfio_platform_irq)
+    """
+
+    WIRING: ClassVar[tuple[str, ...]] = ("files",)
+    BOOKKEEPING: ClassVar[tuple[str, ...]] = ("fired", "trigger")
+    __slots__ = (*WIRING, *BOOKKEEPING)
+    automasked: ClassVar[bool] = False
+    """VFIO_IRQ_INFO_AUTOMASKED: of level-triggered ones only."""
+
+    def __init__(self, files: DescriptorTable) -> None:
+        self.files = files
+        self.trigger: EventfdCtx | None = None
+        self.fired = False
+
+    def set_trigger(self, fd: int) -> None:
+        """VFIO_IRQ_SET_ACTION_TRIGGER: its handler is there from now on."""
+        self.trigger = self.files.ctx_fdget(fd)
+
+    def set_unmask(self, _fd: int) -> None:
+        """VFIO_IRQ_SET_ACTION_UNMASK: EINVAL without VFIO_IRQ_INFO_MASKABLE. (vfio_platform_set_irq_unmask)"""
+        raise os_error(errno.EINVAL, "unmask of an interrupt that is not maskable")
+
+    def is_requested(self) -> bool:
+        """There is a handler."""
+        return self.trigger is not None
+
+    def fire(self) -> None:
+        """An edge, and the handler. (vfio_irq_handler)"""
+        self.fired = True
+        if self.trigger is not None:
+            self.trigger.signal()
+
+
+class PlatformUser(State):
+    """Puts a platform device's interrupt on an irqfd, or, if that fails, forwards it. `handler`: who forwards."""
+
+    WIRING: ClassVar[tuple[str, ...]] = ("board", "ctx", "irq", "trigger", "unmask")
+    BOOKKEEPING: ClassVar[tuple[str, ...]] = ("handler",)
+    __slots__ = (*WIRING, *BOOKKEEPING)
+
+    def __init__(self, board: Board, irq: EdgeIrq) -> None:
+        self.board = board
+        self.irq = irq
+        self.trigger = board.fd("a.trigger")
+        self.unmask = board.fd("a.unmask")
+        self.ctx = board.ctx("a.trigger")
+        self.handler: FdHandler | None = None
+
+    def start(self) -> None:
+        """irqfd, trigger, unmask eventfd. (vfio_start_irqfd_injection)"""
+        vm, resample = self.board.vm, self.wants_resamplefd()
+        vm.irqfd(self.trigger, GSI, KVM_IRQFD_FLAG_RESAMPLE if resample else 0, self.unmask if resample else 0)
+        self.irq.set_trigger(self.trigger)
+        if not resample:
+            return
+        try:
+            self.irq.set_unmask(self.unmask)
+        except OSError:
+            vm.irqfd(self.trigger, GSI, KVM_IRQFD_FLAG_DEASSIGN)
+            self.forward()
+
+    def wants_resamplefd(self) -> bool:
+        """For what VFIO masks."""
+        return self.irq.automasked
+
+    def forward(self) -> None:
+        """The slow road. (vfio_start_eventfd_injection)"""
+        self.handler = FdHandler(self.board.files, self.trigger, self.board.vm.irqfds.inject_queue, self.triggered)
+
+    def triggered(self) -> None:
+        """The event loop's handler."""
+        if self.ctx.drain():
+            self.board.vm.irq_line(GSI, 1)
+            self.board.vm.irq_line(GSI, 0)
+
+
+class ResamplesAll(PlatformUser):
+    """A resamplefd for whatever interrupt it is."""
+
+    WIRING: ClassVar[tuple[str, ...]] = ()
+    BOOKKEEPING: ClassVar[tuple[str, ...]] = ()
+    __slots__ = ()
+
+    def wants_resamplefd(self) -> bool:
+        return True
+
+
+def edge_on_irqfd(board: Board) -> None:
+    """An edge-triggered interrupt is put on the fast road, and comes as soon as it can."""
+    kind: type[PlatformUser] = board.parts.monitor or PlatformUser
+    irq = EdgeIrq(board.files)
+    user = kind(board, irq)
+    board.state(irq, user)
+    board.pin.make_edge()
+    board.thread("user").run("to the fast road", user.start)
+    board.thread("device").run("edge", irq.fire, when=irq.is_requested)
+    board.thread("vcpu").interrupt()
+
+    def wrong() -> str | None:
+        if irq.fired and not board.results("vcpu"):
+            return "L1: the edge was lost"
+        return "L2: an edge that KVM takes by itself is forwarded by hand" if user.handler is not None else None
+
+    board.at_rest(wrong)
 
 
 # The slow road, and how it learns of the EOI.
@@ -396,6 +510,15 @@ BUGS = (
         ("L6",),
         served_unseen,
         _with(GuessesEoi),
+        NOW,
+    ),
+    Bug(
+        "Z79",
+        "an edge is given a resamplefd, and so no irqfd",
+        "QEMU a5b39cd3f6; vfio_platform_set_irq_unmask",
+        ("L2",),
+        edge_on_irqfd,
+        _with(ResamplesAll),
         NOW,
     ),
     Bug(
