@@ -1,4 +1,4 @@
-"""What the real KVM's side asks of the kernel, byte by byte, and what stays open. No KVM is needed: ioctl(2) is ours."""
+"""What the real KVM's side asks of the kernel, byte by byte, and what stays open. No KVM is needed: ioctl is ours."""
 
 from __future__ import annotations
 
