@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from vmm.errors import UsageError
 from vmm.explore import scenes, story, zoo
 
 BUGS = zoo.bugs()
+PAGE = (Path(__file__).parents[2] / "docs" / "explore.md").read_text()
 
 
 @pytest.mark.parametrize("number", BUGS)
@@ -40,6 +42,13 @@ def test_bug_that_is_still_in_the_kernel_says_what_would_fix_it():
     upstream = {number for number, bug in BUGS.items() if bug.broken.parts == scenes.REAL and "still" not in bug.cure}
     assert {"Z07", "Z22", "Z28"} <= upstream
     assert all("era 6.18 has the flaw" in BUGS[number].cure for number in ("Z07", "Z22", "Z28"))
+
+
+def test_guide_has_a_row_for_each_bug_with_what_it_breaks():
+    rows = dict(re.findall(r"^\| (Z\d\d) \| ([^|]+ \| [^|]+) \|", PAGE, re.MULTILINE))
+    shown = {number: f"{bug.title} | {bug.breaks[0]}" for number, bug in BUGS.items() if bug.shown}
+    assert {number: row for number, row in rows.items() if number in shown} == shown
+    assert set(rows) == set(BUGS)
 
 
 def test_one_bug_is_told_as_a_story(capsys):
