@@ -1,4 +1,4 @@
-"""What of the real KVM's side needs no KVM: probing without one, structures, the mailbox guest's binary."""
+"""What of the real KVM's side needs no KVM: opening without one, structures, registers."""
 
 import errno
 import os
@@ -9,26 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmm.errors import EngineRefused
-from vmm.kernel import hostkvm, hostkvm_abi, hostkvm_guest
-from vmm.kernel.gsi import KVM_IRQCHIP_IOAPIC, Route
+from vmm.kernel import hostkvm
+from vmm.kernel import hostkvm_abi as abi
+from vmm.kernel.gsi import Route
 from vmm.kernel.hostkvm import HostKvm
-from vmm.kernel.hostkvm_probe import Probe, probe
 
 U32 = st.integers(0, 2**32 - 1)
-
-
-def test_missing_device_is_a_reason_with_a_remedy(tmp_path):
-    found = probe(str(tmp_path / "kvm"))
-    assert not found.oracle
-    assert "No such file" in found.reason
-    assert "modprobe" in found.reason
-    assert [step.name for step in found.steps] == ["open"]
-
-
-def test_device_that_is_not_kvm_is_a_reason():
-    found = probe(os.devnull)
-    assert not found.oracle
-    assert f"{os.devnull} is not KVM" in found.reason
 
 
 @pytest.mark.parametrize(
@@ -55,33 +41,6 @@ def test_other_api_version_is_refused_and_nothing_stays_open(monkeypatch):
         os.fstat(opened)
 
 
-def test_missing_extension_ends_the_probe(monkeypatch):
-    class Old:
-        path = "/dev/kvm"
-
-        def __init__(self, _path):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def check_extension(self, number):
-            return int(number != 82)
-
-    monkeypatch.setattr("vmm.kernel.hostkvm_probe.HostKvm", Old)
-    found = probe()
-    assert not found.oracle
-    assert "KVM_CAP_IRQFD_RESAMPLE" in found.reason
-    assert len(found.steps) == 2
-
-
-def test_probe_that_was_not_made_is_no_oracle():
-    assert Probe("/dev/kvm").reason == "not probed"
-
-
 @given(
     st.lists(
         st.one_of(st.builds(Route.irqchip, U32, U32, U32), st.builds(Route.msi, U32, st.integers(0, 2**64 - 1), U32))
@@ -95,54 +54,30 @@ def test_packed_routes_are_what_the_declaration_builds(routes):
 
 
 @pytest.mark.parametrize(
-    ("name", "number"),
+    ("structure", "offsets"),
     [
-        ("KVM_RUN", 0xAE80),
-        ("KVM_IRQFD", 0x4020AE76),
-        ("KVM_IRQ_LINE_STATUS", 0xC008AE67),
-        ("KVM_GET_IRQCHIP", 0xC208AE62),
-        ("KVM_SET_LAPIC", 0x4400AE8F),
-        ("KVM_ENABLE_CAP", 0x4068AEA3),
-        ("KVM_SET_GSI_ROUTING", 0x4008AE6A),
+        (abi.MemoryRegion, {"guest_phys_addr": 8, "memory_size": 16, "userspace_addr": 24}),
+        (abi.Irqfd, {"gsi": 4, "flags": 8, "resamplefd": 12}),
+        (abi.Irqchip, {"chip": 8}),
+        (abi.Segment, {"selector": 12, "type": 14, "present": 15, "dpl": 16, "db": 17, "s": 18, "l": 19, "g": 20}),
+        (abi.Segment, {"unusable": 22}),
+        (abi.Sregs, {"ss": 120, "gdt": 192, "idt": 208, "cr0": 224, "cr3": 240, "cr4": 248, "efer": 264}),
+        (abi.Regs, {"rsp": 48, "rip": 128, "rflags": 136}),
+        (abi.Msi, {"data": 8, "flags": 12, "devid": 16}),
+        (abi.VcpuEvents, {"nmi_pending": 13}),
+        (abi.EnableCap, {"args": 8}),
+        (abi.Run, {"exit_reason": 8, "u": 32}),
+        (abi.Run.Union.Io, {"direction": 0, "size": 1, "port": 2, "data_offset": 8}),
+        (abi.Run.Union.Mmio, {"data": 8, "len": 16, "is_write": 20}),
     ],
 )
-def test_ioctl_numbers_are_the_kernels(name, number):
-    assert getattr(hostkvm_abi, name) == number
+def test_fields_are_where_the_kernel_has_them(structure, offsets):
+    assert {name: getattr(structure, name).offset for name in offsets} == offsets
 
 
-def test_every_operation_of_the_guest_begins_where_its_table_says():
-    image = hostkvm_guest._image()
-    count = len(hostkvm_guest.OPERATIONS)
-    table = struct.unpack_from(f"<{count}Q", image, 0x80)
-    starts = dict(zip(hostkvm_guest.OPERATIONS, (image[address - 0x10000 :][:2] for address in table), strict=True))
-    assert starts == {
-        "ready": b"\xe6\x10",  # out 0x10, al
-        "write8": b"\x88\x0e",
-        "write16": b"\x66\x89",
-        "write32": b"\x89\x0e",
-        "write64": b"\x48\x89",
-        "read8": b"\x0f\xb6",
-        "read16": b"\x0f\xb7",
-        "read32": b"\x8b\x06",
-        "read64": b"\x48\x8b",
-        "wreg": b"\xbb\x00",  # mov ebx, 0xfec00000
-        "window": b"\xfb\xf3",  # sti; pause
-        "popcnt": b"\xf3\x48",
-        "in8": b"\x89\xf2",  # mov edx, esi
-        "out8": b"\x89\xf2",
-    }
-
-
-def test_guests_gates_lead_to_the_handler_and_the_nmis_to_the_return():
-    image = hostkvm_guest._image()
-
-    def handler(vector):
-        low, selector, _, kind, middle, _, _ = struct.unpack_from("<HHBBHII", image, 0x2000 + 16 * vector)
-        assert (selector, kind) == (8, 0x8E)
-        return image[(low | middle << 16) - 0x10000 :][:2]
-
-    assert handler(0x51) == handler(255) == b"\xe6\x11"  # out 0x11, al
-    assert handler(2) == b"\x48\xcf"  # iretq
+def test_register_arrays_are_where_the_processor_has_them():
+    names = ("LAPIC_TPR", "LAPIC_ISR", "LAPIC_TMR", "LAPIC_IRR")
+    assert [getattr(hostkvm, name) for name in names] == [0x80, 0x100, 0x180, 0x200]
 
 
 @given(st.integers(0, 2**256 - 1))
@@ -152,7 +87,3 @@ def test_bits_of_a_register_page_are_read_in_order(value):
         struct.pack_into("<I", page, 0x200 + 16 * n, value >> 32 * n & 0xFFFF_FFFF)
     assert hostkvm.lapic_bits(page, hostkvm.LAPIC_IRR) == value
     assert hostkvm.lapic_bits(page, hostkvm.LAPIC_ISR) == 0
-
-
-def test_ioapic_is_asked_for_with_the_size_of_its_state():
-    assert hostkvm.CHIP_SIZES[KVM_IRQCHIP_IOAPIC] == 24 + 24 * 8
