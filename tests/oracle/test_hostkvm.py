@@ -1,5 +1,6 @@
 """The real KVM behind the model's interface."""
 
+import fcntl
 import os
 import struct
 
@@ -8,7 +9,7 @@ import pytest
 from vmm.kernel.gsi import KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, Route
 from vmm.kernel.hostkvm import HostVm, pinned
 from vmm.kernel.hostkvm_guest import MailboxGuest, UserMmio
-from vmm.kernel.hostkvm_probe import probe
+from vmm.kernel.hostkvm_probe import probe, probed
 from vmm.lines import Wire
 
 pytestmark = pytest.mark.kvm
@@ -128,6 +129,27 @@ def test_closing_twice_is_fine_and_unpins_memory(kvm):
     vm.close()
     vm.close()
     assert vm.memory.closed
+
+
+def test_probe_finds_an_oracle_where_the_bare_device_has_all_that_it_takes():
+    """The other tests skip where the probe says no. So what would it have to say? The numbers are linux/kvm.h's."""
+    try:
+        fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        pytest.skip(f"/dev/kvm: {error.strerror}")
+    try:
+        extensions = [fcntl.ioctl(fd, 0xAE03, number) for number in (3, 0, 25, 26, 32, 82, 77, 14, 41)]
+    except OSError as error:
+        pytest.skip(f"/dev/kvm is not KVM: {error.strerror}")
+    finally:
+        os.close(fd)
+    if not all(extensions):
+        pytest.skip("this KVM has no full irqchip")
+    probed.cache_clear()
+    found = probed()
+    assert found.reason == ""
+    assert found.oracle
+    assert probed() is found
 
 
 def test_pinning_gives_the_threads_cpus_back():
