@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -23,11 +26,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+_PR_SET_PDEATHSIG = 1
+
 
 def program() -> str:
     """`vintx-system-x86_64` beside this interpreter, else on the PATH."""
     beside = Path(sys.executable).with_name("vintx-system-x86_64")
     return str(beside) if beside.exists() else shutil.which("vintx-system-x86_64") or "vintx-system-x86_64"
+
+
+def _ends_with_parent() -> Callable[[], None] | None:
+    """What a child does before exec, so that the kernel ends it when we are gone. None where there is no prctl(2)."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is None:
+        return None
+    parent = os.getpid()
+
+    def before_exec() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # gone already
+            os._exit(1)
+
+    return before_exec
 
 
 class GuestLost(VintxError):
@@ -43,7 +63,8 @@ class MachineProcess:
     """`async with MachineProcess([...]) as vm`: a running machine with its serial port on a pipe and a QMP client.
 
     `argv` is the whole command without the serial and monitor options; `typing`: the guest reads what `type` sends.
-    Leaving the block ends the process.
+    Leaving the block ends the process, and so does the end of the thread that entered it, whatever ends that: a machine
+    never outlives who watches it.
     """
 
     def __init__(self, argv: list[str], monitor: bool = True, typing: bool = False) -> None:
@@ -66,12 +87,21 @@ class MachineProcess:
             argv += ["-qmp", f"unix:{socket},server=on,wait=off"]
         self._started = time.perf_counter()
         self._process = await asyncio.create_subprocess_exec(
-            *argv, stdin=self._stdin, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+            *argv,
+            stdin=self._stdin,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            preexec_fn=_ends_with_parent(),
         )
         self._errors = asyncio.ensure_future(self._process.stderr.read())  # type: ignore[union-attr]
         self._reader = asyncio.ensure_future(self._read())
-        if self._monitor:
-            await self._connect(socket)
+        try:
+            if self._monitor:
+                await self._connect(socket)
+        except BaseException:
+            await self._end()
+            raise
+        self._folder.cleanup()  # the connection needs no name any more, and who is killed could not tidy up
         return self
 
     async def _connect(self, socket: str) -> None:
@@ -94,6 +124,9 @@ class MachineProcess:
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        await self._end()
+
+    async def _end(self) -> None:
         if self._process.returncode is None:
             self._process.terminate()
         await self._process.wait()
