@@ -95,6 +95,7 @@ def test_closing_the_device_again_closes_nobody_elses_descriptor(kernel):  # noq
     before = descriptors()
     with HostKvm(os.devnull) as kvm:
         assert descriptors() != before
+    assert descriptors() == before
     other = os.open(os.devnull, os.O_RDONLY)  # the number is free again
     kvm.close()
     os.fstat(other)

@@ -286,8 +286,8 @@ class HostCpu:
         """
         page = self.get_lapic()
         vector = lapic_bits(page, LAPIC_IRR).bit_length() - 1
-        in_service = max(lapic_bits(page, LAPIC_ISR).bit_length() - 1, 0) & 0xF0
-        if vector < 0 or vector & 0xF0 <= max(page[LAPIC_TPR] & 0xF0, in_service):
+        priority = max(page[LAPIC_TPR], lapic_bits(page, LAPIC_ISR).bit_length() - 1)
+        if vector >> 4 <= priority >> 4:  # classes of 16; no vector, -1, is below all
             return -1
         place, bit = vector // 32 * 16 + vector % 32 // 8, 1 << vector % 8
         page[LAPIC_IRR + place] ^= bit
