@@ -7,8 +7,9 @@ import errno
 import pytest
 
 from tests.support.kvm_rig import KvmRig
-from vmm.kernel.eoifd import KVM_EOIFD_FLAG_LEVEL_IRQFD
-from vmm.kernel.invariants import Ledger, Step, View, s4, s6, s7, s9, s10, s19, s20
+from vmm.kernel.eoifd import KVM_EOIFD_FLAG_DEASSIGN, KVM_EOIFD_FLAG_LEVEL_IRQFD
+from vmm.kernel.gsi import KVM_PIT_IRQ_SOURCE_ID, KVM_USERSPACE_IRQ_SOURCE_ID
+from vmm.kernel.invariants import Ledger, Step, View, s4, s5, s6, s7, s9, s10, s19, s20, view
 
 SAME = View((0,), ())
 OTHER = View((1,), (2,))
@@ -83,7 +84,7 @@ def test_eoifd_is_entered_with_its_irqfd_and_left_out(book):
     book.note("E+", book.f, book.e)
     book.note("E+", book.g, book.e, error=errno.EINVAL)
     assert book.ledger.eoifds == {book.f: book.e}
-    book.note("E-", book.f)
+    book.note("E-", book.f, book.e)
     assert book.ledger.eoifds == {}
 
 
@@ -103,6 +104,18 @@ def test_closed_irqfd_lives_while_an_eoifd_holds_its_file():
     for irqfd in (book.e, book.g):
         book.note("C", irqfd, last=True)
     assert list(book.ledger.irqfds) == [book.e]
+
+
+def test_closed_irqfd_goes_with_the_last_eoifd_that_held_its_file():
+    book = Book("eoifd-holds-file:eoifd-close=deassigns")
+    book.note("I+", book.e, None, 5)
+    for eoifd in (book.f, book.g):
+        book.note("E+", eoifd, book.e)
+    for ctx in (book.e, book.f):
+        book.note("C", ctx, last=True)
+        assert list(book.ledger.irqfds) == [book.e]
+    book.note("C", book.g, last=True)
+    assert (book.ledger.irqfds, book.ledger.eoifds) == ({}, {})
 
 
 def test_close_of_the_vm_clears_the_book(book):
@@ -170,6 +183,47 @@ def test_efault_breaks_s20_while_there_is_room_for_a_level_irqfd():
     for _ in range(book.vm.gsis.sources.capacity - len(book.ledger.static)):
         book.vm.irqfd(book.rig.efd(), 5, 2)
     assert s20(book.vm, book.ledger, refused) == ""
+
+
+def test_open_descriptor_and_a_closed_one_are_told_apart(book):
+    fd = book.rig.efd()
+    before = view(book.vm, {})
+    book.rig.close(fd)
+    assert view(book.vm, {}) != before
+
+
+def test_line_held_by_nobody_breaks_s5_unless_the_id_is_nobody_s_to_take(book):
+    book.rig.ioapic.sources[5] = 1 << KVM_PIT_IRQ_SOURCE_ID
+    book.ledger.static = {KVM_USERSPACE_IRQ_SOURCE_ID, KVM_PIT_IRQ_SOURCE_ID}
+    assert s5(book.vm, book.ledger) == ""
+    book.ledger.static = {KVM_USERSPACE_IRQ_SOURCE_ID}
+    assert "GSI 5 is held high by sources" in s5(book.vm, book.ledger)
+
+
+def test_eoi_that_leaves_its_line_high_breaks_s7():
+    book = Book("eoifd-v5")
+    fd, efd = book.rig.efd(), book.rig.efd()
+    e, f = book.files.ctx_fdget(fd), book.files.ctx_fdget(efd)
+    book.vm.irqfd(fd, 5, 2)
+    book.vm.eoifd(efd, KVM_EOIFD_FLAG_LEVEL_IRQFD, fd)
+    book.note("I+", e, None, 5)
+    book.note("E+", f, e)
+    book.note("SIG", e)
+    ended = book.step("EOI", gsi=5, signals={f: 1})
+    assert s7(book.vm, book.ledger, ended) == ""
+    book.rig.write(fd)
+    assert "did not lower GSI 5" in s7(book.vm, book.ledger, ended)
+
+
+def test_deassign_that_leaves_its_eoifd_breaks_s9():
+    book = Book("eoifd-v5")
+    fd, efd = book.rig.efd(), book.rig.efd()
+    e, f = book.files.ctx_fdget(fd), book.files.ctx_fdget(efd)
+    book.vm.irqfd(fd, 5, 2)
+    book.vm.eoifd(efd, KVM_EOIFD_FLAG_LEVEL_IRQFD, fd)
+    assert "deassign returned 0, and left" in s9(book.vm, book.ledger, book.step("E-", f, e))
+    book.vm.eoifd(efd, KVM_EOIFD_FLAG_LEVEL_IRQFD | KVM_EOIFD_FLAG_DEASSIGN, fd)
+    assert s9(book.vm, book.ledger, book.step("E-", f, e)) == ""
 
 
 def test_signal_of_what_is_not_bound_breaks_s6(book):

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from vmm.kernel.files import EventfdCtx
     from vmm.kernel.kvm import Vm
+    from vmm.order import Mortal
 
 _REMOTE_IRR, _LEVEL = 1 << 14, 1 << 15
 """Of a redirection entry. Ref: 82093AA, 3.2.4"""
@@ -205,13 +206,13 @@ def s2(vm: Vm, ledger: Ledger) -> str:
 
 def s4(vm: Vm, ledger: Ledger) -> str:  # noqa: ARG001
     """What is listed is alive and was never shut down. (A use after free is an `order.Violation` as it happens.)"""
-    listed: list[object] = list(vm.irqfds.items)
+    listed: list[Mortal | None] = list(vm.irqfds.items)
     listed += vm.irqfds.resamplers
     listed += [i.source for i in level_irqfds(vm)]
     if isinstance(vm.irqfds, EoiIrqfds):
         listed += vm.irqfds.eoifds
         listed += [e.source for e in vm.irqfds.eoifds]
-    dead = [item for item in listed if getattr(item, "freed_by", "") or getattr(item, "shutdowns", 0)]
+    dead = [item for item in listed if item is not None and (item.freed_by or item.shutdowns)]
     return f"listed, and dead: {dead}" if dead else ""
 
 
