@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmm.dispute.stage import Stage
-from vmm.kernel.eoifd import KvmEoifd
+from vmm.kernel.eoifd import KVM_EOIFD_FLAG_DEASSIGN, KVM_EOIFD_FLAG_LEVEL_IRQFD, KvmEoifd
 from vmm.kernel.files import File
 from vmm.kernel.gsi import KVM_IRQCHIP_IOAPIC, KvmIrqLevel, Route
 from vmm.kernel.invariants import broken
@@ -138,6 +138,18 @@ def test_padding_and_what_follows_the_structure_are_not_looked_at(stage):
     entry = bytearray(Route.irqchip(10, KVM_IRQCHIP_IOAPIC, 10).build())
     entry[12:16] = b"\xff" * 4
     assert stage.vm.ioctl(KVM_SET_GSI_ROUTING, routes(bytes(entry)))[0] == 0
+
+
+def test_eoifd_by_its_number_is_bound_and_gone_again():
+    stage = made("eoifd-v5")
+    e1, f2 = stage.descriptors["e1"], stage.descriptors["f2"]
+    bind, unbind = (eoifd(f2, KVM_EOIFD_FLAG_LEVEL_IRQFD | more, e1) for more in (0, KVM_EOIFD_FLAG_DEASSIGN))
+    before = stage.view()
+    assert len(bind) == 32
+    assert stage.vm.ioctl(KVM_EOIFD, bind) == (0, bind)
+    assert stage.view() != before
+    assert stage.vm.ioctl(KVM_EOIFD, unbind) == (0, unbind)
+    assert stage.view() == before
 
 
 def test_irq_line_status_writes_what_was_delivered(stage):

@@ -8,8 +8,15 @@ import pytest
 
 from tests.support.kvm_rig import KvmRig
 from vmm.kernel.eoifd import KVM_EOIFD_FLAG_DEASSIGN, KVM_EOIFD_FLAG_LEVEL_IRQFD
-from vmm.kernel.gsi import KVM_PIT_IRQ_SOURCE_ID, KVM_USERSPACE_IRQ_SOURCE_ID
-from vmm.kernel.invariants import Ledger, Step, View, s4, s5, s6, s7, s9, s10, s19, s20, view
+from vmm.kernel.gsi import (
+    KVM_IRQCHIP_IOAPIC,
+    KVM_IRQCHIP_PIC_MASTER,
+    KVM_PIT_IRQ_SOURCE_ID,
+    KVM_USERSPACE_IRQ_SOURCE_ID,
+    Route,
+)
+from vmm.kernel.invariants import Ledger, Step, View, holding, s2, s4, s5, s6, s7, s9, s10, s19, s20, view
+from vmm.order import WorkQueue
 
 SAME = View((0,), ())
 OTHER = View((1,), (2,))
@@ -200,6 +207,12 @@ def test_line_held_by_nobody_breaks_s5_unless_the_id_is_nobody_s_to_take(book):
     assert "GSI 5 is held high by sources" in s5(book.vm, book.ledger)
 
 
+def test_pin_of_another_chip_holds_nothing_at_the_ioapic(book):
+    book.rig.ioapic.sources[5] = 1
+    book.vm.set_gsi_routing([Route.irqchip(5, KVM_IRQCHIP_PIC_MASTER, 5), Route.irqchip(6, KVM_IRQCHIP_IOAPIC, 5)])
+    assert (holding(book.vm, 5), holding(book.vm, 6)) == (0, 1)
+
+
 def test_eoi_that_leaves_its_line_high_breaks_s7():
     book = Book("eoifd-v5")
     fd, efd = book.rig.efd(), book.rig.efd()
@@ -213,6 +226,39 @@ def test_eoi_that_leaves_its_line_high_breaks_s7():
     assert s7(book.vm, book.ledger, ended) == ""
     book.rig.write(fd)
     assert "did not lower GSI 5" in s7(book.vm, book.ledger, ended)
+
+
+def test_eoifd_that_hears_of_another_s_interrupt_breaks_s7():
+    book = Book("eoifd-v5")
+    book.note("I+", book.e, None, 5)
+    book.note("E+", book.f, book.e)
+    ended = book.step("EOI", gsi=5, signals={book.f: 1})
+    assert "not its irqfd's" in s7(book.vm, book.ledger, ended)
+    book.note("SIG", book.e)
+    assert s7(book.vm, book.ledger, ended) == ""
+
+
+@pytest.mark.parametrize("left", ["nothing", "a work", "an id", "a context"])
+def test_what_a_closed_vm_leaves_behind_breaks_s2(left):
+    book = Book("eoifd-v5")
+    fd = book.rig.efd()
+    book.ledger.contexts.append(book.files.file(fd).ctx)
+    book.vm.close()
+    book.note("VM")
+    for open_fd, file in enumerate(book.files.files):
+        if file is not None and open_fd != fd:
+            book.rig.close(open_fd)
+    book.rig.close(fd)
+    if left == "a work":
+        WorkQueue("cleanup", book.vm.executor).work("late", lambda: None).enqueue()
+    elif left == "an id":
+        book.vm.gsis.sources.used |= 1 << 7
+    elif left == "a context":
+        book.ledger.contexts.append(book.e)
+    wrong = s2(book.vm, book.ledger)
+    assert {"nothing": wrong == "", "a work": "late" in wrong, "an id": "source ids" in wrong}.get(
+        left, "eventfd" in wrong
+    )
 
 
 def test_deassign_that_leaves_its_eoifd_breaks_s9():
@@ -266,6 +312,17 @@ def test_dead_source_of_a_listed_irqfd_breaks_s4():
     book.vm.irqfd(book.rig.efd(), 5, 2)
     assert s4(book.vm, book.ledger) == ""
     book.vm.irqfds.items[0].source.free("a test")
+    assert "listed, and dead" in s4(book.vm, book.ledger)
+
+
+def test_dead_source_of_an_eoifd_that_outlived_its_irqfd_breaks_s4():
+    book = Book("eoifd-v5")
+    fd = book.rig.efd()
+    book.vm.irqfd(fd, 5, 2)
+    book.vm.eoifd(book.rig.efd(), KVM_EOIFD_FLAG_LEVEL_IRQFD, fd)
+    book.vm.irqfd(fd, 5, 1)
+    assert s4(book.vm, book.ledger) == ""
+    book.vm.irqfds.eoifds[0].source.free("a test")
     assert "listed, and dead" in s4(book.vm, book.ledger)
 
 
