@@ -163,3 +163,14 @@ def test_lock_that_is_never_given_back_is_waited_for_for_ever():
     finding = door(["stay"], "enter_by_lock").finding
     assert finding.rule.startswith("goal: need not come true again")
     assert [name for name, _ in finding.trail[finding.loop :]] == ["o0", "o0"]
+
+
+def test_end_where_only_those_could_act_who_need_not_is_an_end():
+    token = Ring()
+    actors = (
+        Actor("a", (Operation("forth", token.forth),)),
+        Actor("b", (Operation("back", token.back, token.is_there),), fair=False),
+    )
+    finding = explore(Scenario((token,), actors, live=(("goal", token.is_here),))).finding
+    assert finding.rule == "goal: not so where nobody has to act any more"
+    assert finding.choices == (0,)

@@ -21,7 +21,7 @@ import greenlet  # type: ignore[import-untyped]
 from vmm import order
 from vmm.explore.heap import sum_of
 from vmm.explore.liveness import AT_LOCK, OWED
-from vmm.order import Lock, State, Violation
+from vmm.order import Lock, Mortal, State, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ class Operation(NamedTuple):
 
 
 class Actor(NamedTuple):
-    """A thread of the model: operations in order, or one again and again (`repeats`: a worker, a timer).
+    """A thread of the model: operations in order; or, if it `repeats` (a worker, a timer), the same for ever.
 
     `fair`: if it can act all the time, it does. One that is not may stop for good between its operations, never in the
     middle of one. It matters for liveness only.
@@ -54,7 +54,11 @@ class Actor(NamedTuple):
 
     def at(self, done: int) -> Operation:
         """The operation that comes after `done` others."""
-        return self.operations[0 if self.repeats else done]
+        return self.operations[done]
+
+    def after(self, done: int) -> int:
+        """How many lie behind it when it has ended that operation; none, after the last of those that are repeated."""
+        return (done + 1) % len(self.operations) if self.repeats else done + 1
 
 
 class Place:
@@ -145,8 +149,16 @@ class NotDeterministic(Exception):
     operation: Operation | None = None
 
 
+LIVES = 4
+"""So many objects with one name may be alive at a time."""
+
+
 class Stage:
-    """Runs operations of actors over an arena. One at a time; not re-entrant."""
+    """Runs operations of actors over an arena. One at a time; not re-entrant.
+
+    An object is named after the operation that makes it. One that is made for ever would need ever new names; so the
+    name of a `Mortal` that is dead is given again, as memory is, with those of the parts that were made after it.
+    """
 
     def __init__(self, arena: Arena, actors: tuple[Actor, ...]) -> None:
         self.arena = arena
@@ -156,6 +168,8 @@ class Stage:
         self._idle: list[greenlet.greenlet] = []
         self._main = greenlet.getcurrent()
         self._made = 0
+        self._life = -1
+        """Of the `Mortal` that was made last by an operation that is repeated."""
         self._number = (0, 0)
         self._stop: tuple[str, Guard | None] = ("", None)
         self._locks = [thing for thing in arena.objects if isinstance(thing, Lock)]
@@ -206,6 +220,7 @@ class Stage:
         arena = self.arena
         runner = self._idle.pop() if self._idle else greenlet.greenlet(self._run)
         self._made = 0
+        self._life = -1
         order.actor = n + 1
         order.hook, order.wait, order.allocate = self._point, self._wait, self._allocate
         self._number = (n, place.done)
@@ -233,7 +248,7 @@ class Stage:
             self.steps += len(heaps)
             after = arena.take()
             if finished:
-                return after, Standing(self._between(n, place.done + (not self.actors[n].repeats))), operation.name
+                return after, Standing(self._between(n, self.actors[n].after(place.done))), operation.name
             step, guard = self._stop
             return after, Standing(self._suspended(n, place.done, step, guard, runner.gr_frame), log, after), step
         finally:
@@ -301,13 +316,30 @@ class Stage:
 
     def _allocate(self, cls: type[State]) -> State:
         n, done = self._number
-        if self.actors[n].repeats:
-            raise NotDeterministic(
-                f"{self.actors[n].name} makes a {cls.__name__}: a repeating actor has no name for it"
-            )
         self._made += 1
+        if not self.actors[n].repeats:
+            return self._named((n, done, self._made), cls)
+        if not issubclass(cls, Mortal):
+            if self._life < 0:
+                raise NotDeterministic(
+                    f"{self.actors[n].name} makes a {cls.__name__}: a repeating actor has no name for it"
+                )
+            return self._named(self._again(self._life), cls)
+        for life in range(LIVES):
+            made = self._named(self._again(life), cls)
+            if made.freed_by != "":  # type: ignore[attr-defined]  # None: it never lived
+                self._life = life
+                return made
+        raise NotDeterministic(f"{self.actors[n].name} makes a {cls.__name__} while {LIVES} others are alive")
+
+    def _again(self, life: int) -> tuple[int, int, int]:
+        """The name of what a repeated operation makes now."""
+        n, done = self._number
+        return n, done + life * len(self.actors[n].operations), self._made
+
+    def _named(self, name: tuple[int, int, int], cls: type[State]) -> State:
         known = len(self.arena.objects)
-        made = self.arena.named((n, done, self._made), cls)
+        made = self.arena.named(name, cls)
         if isinstance(made, Lock) and len(self.arena.objects) > known:
             self._locks.append(made)
         return made
@@ -315,7 +347,7 @@ class Stage:
     def _suspended(self, n: int, done: int, step: str, guard: Guard | None, frame: FrameType | None) -> Place:
         """The place of an operation that is suspended: code, instruction and locals of every frame, innermost first."""
         canonical = self.arena.canonical
-        position: list[Any] = [step]
+        position: list[Any] = [step] if self._life <= 0 else [step, self._life]
         held: list[object] = []
         while frame is not None and frame.f_code in _OURS:
             frame = frame.f_back

@@ -104,6 +104,7 @@ class Board:
         self._ctxs: dict[str, EventfdCtx] = {}
         self._acting: dict[str, Acting] = {}
         self._threads: dict[str, Thread] = {}
+        self._for_ever = False
         self._always: Check | None = None
         self._at_rest: Check | None = None
         self._states: list[State] = []
@@ -113,6 +114,7 @@ class Board:
         self.assigns = 0
         """How many calls of the scene's threads assign an irqfd."""
         self._live: list[tuple[str, Callable[[], bool]]] = []
+        self._returns = False
         self.compare: Check | None = None
         """S3, for who explores two scenes: asked before the other invariants."""
         self.notes: dict[str, str] | None = None
@@ -128,14 +130,19 @@ class Board:
 
     # Writing a scenario.
 
-    def thread(self, name: str, any_order: bool = False, unordered: bool = False) -> Acting:
-        """A new thread. `unordered`: in which order its calls came is forgotten, for many calls in any order.
+    def thread(self, name: str, any_order: bool = False, unordered: bool = False, for_ever: bool = False) -> Acting:
+        """A new thread. `unordered`: in which order its calls came is forgotten, for many calls in any order;
+        `for_ever`: when it has made its calls it begins anew, unless it stops between two of them, as it may. What one
+        call comes to is not judged then, neither its nor another's.
 
-        UsageError if there is one of that name.
+        UsageError if there is one of that name, or if calls are to come for ever and in any order.
         """
         if name in self._acting:
             raise UsageError(f"there is a thread {name!r} already")
-        thread = self._threads[name] = Thread(name, unordered)
+        if any_order and for_ever:
+            raise UsageError(f"thread {name!r} makes its calls for ever, or in any order, not both")
+        thread = self._threads[name] = Thread(name, unordered, for_ever)
+        self._for_ever |= for_ever
         acting = self._acting[name] = Acting(self, thread, any_order)
         return acting
 
@@ -205,7 +212,10 @@ class Board:
         self._guests.append(Actor("timer", (Operation("expire", timer.expire, timer.is_armed),), repeats=True))
 
     def worker(self, name: str, function: Callable[[], object], ready: Guard) -> None:
-        """One more that acts again and again, whenever it is `ready`; it must not make objects."""
+        """One more that acts again and again, whenever it is `ready`; what it makes must have an end (`order.Mortal`).
+
+        Its doings are nobody's calls: what others' come to is judged as if it had done nothing.
+        """
         self._guests.append(Actor(name, (Operation(name, function, ready),), repeats=True))
 
     def pool(self, *workers: Actor) -> None:
@@ -213,9 +223,12 @@ class Board:
         self._workers = workers
 
     def eventually(self, *numbers: str) -> None:
-        """Goals of `vmm.explore.rules`: each comes true again and again."""
+        """Goals of `vmm.explore.rules`: each comes true again and again. L4 is one of each thread."""
         for number in numbers:
-            self.live(number, partial(rules.GOALS[number], self))
+            if number == "L4":
+                self._returns = True
+            else:
+                self.live(number, partial(rules.GOALS[number], self))
 
     def nest_locks(self) -> None:
         """Ask S15 of the scene as well: locks are taken in one order."""
@@ -273,7 +286,9 @@ class Board:
         return sum(thread.busy for thread in self._threads.values()) <= acting
 
     def finished(self) -> int:
-        """How many calls have returned."""
+        """How many calls have returned; -1 if somebody makes calls for ever."""
+        if self._for_ever:
+            return -1
         return sum(len(thread.results) for thread in self._threads.values())
 
     def listeners(self) -> tuple[tuple[EventfdCtx, ...], int]:
@@ -412,7 +427,10 @@ class Board:
         actors += self._queue_workers() if self._workers is None else self._workers
         roots = (self.vm, self.files, self.executor, self.pin, *self._threads.values(), *self._ctxs.values())
         states = (*roots, *self.devices, *self._states)
-        return Scenario(states, tuple(actors), self._always, self.wrong_at_rest, tuple(self._live))
+        live = [*self._live]
+        if self._returns:
+            live += [("L4", partial(rules.returned, thread)) for thread in self._threads.values()]
+        return Scenario(states, tuple(actors), self._always, self.wrong_at_rest, tuple(live))
 
     def _queue_workers(self) -> Iterator[Actor]:
         """A worker for each queue."""

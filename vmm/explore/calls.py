@@ -58,7 +58,7 @@ class Call(State):
         """Do it. The errno of a call of the kernel's interface is a result; a scenario's own function has none."""
         thread = self.thread
         thread.busy = True
-        began = self.board.finished() if self.board.is_quiet(1) else -1
+        began = self.board.finished() if self.board.is_quiet(1) else -1  # -1: nobody can tell
         bound = self.kind == "I-" and began >= 0 and self._is_bound()
         error = 0
         if self.kind:
@@ -72,7 +72,7 @@ class Call(State):
             self._check_gone()
         thread.busy = False
         thread.note(f"{self.text} = {errno.errorcode[error] if error else 'ok'}")
-        if began + 1 == self.board.finished() and self.board.is_quiet():
+        if began >= 0 and began + 1 == self.board.finished() and self.board.is_quiet():
             self.judge(error)
             if bound and not error and self.ctx is not None and self.ctx.count:
                 wrong = "it was deassigned, and its next owner is given what was injected"
@@ -104,6 +104,7 @@ class Call(State):
 
 class Acting:
     """What a scenario tells a thread to do, call by call. `any_order`: the search also chooses the order of the calls.
+    A thread that acts for ever begins anew after the last one, or stops somewhere between two.
 
     The eventfds are named; a name is opened when it is used first, by the thread that sets the board up.
     """
@@ -130,7 +131,9 @@ class Acting:
         """As the search wants them: a thread, or one for each call if they come in any order."""
         if self._any_order:
             return tuple(Actor(self._thread.name, (operation,)) for operation in self._operations)
-        return (Actor(self._thread.name, tuple(self._operations)),) if self._operations else ()
+        thread = self._thread
+        operations = tuple(self._operations)
+        return (Actor(thread.name, operations, thread.for_ever, not thread.for_ever),) if operations else ()
 
     # The interface of the kernel.
 
@@ -265,8 +268,8 @@ class Eoi(State):
     def end(self) -> None:
         """End the interrupt in service."""
         board = self.board
-        quiet = board.is_quiet(1)
         finished = board.finished()
+        quiet = finished >= 0 and board.is_quiet(1)
         listeners, mine = board.listeners() if quiet else ((), 0)
         counts = tuple(ctx.count for ctx in listeners)
         strangers = board.strangers() if quiet else ()
@@ -300,8 +303,8 @@ class Unmask(State):
     def write(self) -> None:
         """Unmask the pin."""
         board = self.board
-        quiet = board.is_quiet(1) and not board.pin.requested
         high, finished = board.line_is_high(), board.finished()
+        quiet = finished >= 0 and board.is_quiet(1) and not board.pin.requested
         board.pin.unmask()
         if quiet and finished == board.finished() and board.is_quiet(1):
             wrong = rules.s11(board.pin.requested, high)

@@ -14,8 +14,8 @@ Only *fair* runs count:
 
 Of an actor that is not `fair` (a user, a device: nobody makes them) this is asked only in the middle of an operation;
 it need not begin one. Whoever waits for anything else than a lock (a flush, a grace period, something to do) has the
-weak promise only: the kernel makes no other. A run that ends, because nobody can act any more, stays in its last state
-for ever, so the goal has to be true there.
+weak promise only: the kernel makes no other. A run that ends, because nobody has to act any more, stays in its last
+state for ever, so the goal has to be true there.
 
 Nothing is counted: a loop is a strongly connected part of the graph of states in which the goal is false, every actor
 that is owed a step takes one or cannot act somewhere on the way, and every actor that could have its lock takes it. If
@@ -51,7 +51,7 @@ MOST: Final = ACTOR + 1
 
 
 class Lasso(NamedTuple):
-    """`start` is reached by the search's own way; `cycle` leads from it around to it (empty: nobody can act there)."""
+    """`start` is reached by the search's own way; `cycle` leads from it around to it (empty: nobody has to)."""
 
     start: int
     cycle: tuple[int, ...]
@@ -95,6 +95,11 @@ class Graph:
         self.actors.append(actor)
         self.targets.append(target)
 
+    def leads_on(self, state: int) -> bool:
+        """Somebody can act in a state."""
+        following = self.first[state + 1] if state + 1 < len(self.first) else len(self.targets)
+        return following > self.first[state]
+
     def lasso(self, goal: int) -> Lasso | None:
         """A fair run in which goal number `goal` stays false: with a shortest way there, then a short loop."""
         first = array("I", self.first)
@@ -103,9 +108,9 @@ class Graph:
         parts = _Parts(first, self.targets, reached)
         best = self._fair_part(parts)
         for state in range(len(reached)):
-            if best is not None and state >= best:
+            if best is not None and state > best:
                 break
-            if not reached[state] and first[state] == first[state + 1]:
+            if not reached[state] and not self._masks(parts, state)[0]:
                 return Lasso(state, ())
         return None if best is None else Lasso(best, self._around(parts, best))
 

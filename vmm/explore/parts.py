@@ -147,16 +147,18 @@ class Timer(State):
 
 class Thread(State):
     """Somebody who acts. `busy`: in the middle of a call; `results`: what its calls came to, in their order, or sorted
-    if they are `unordered`, so that it does not tell states apart which was first.
+    if they are `unordered`, so that it does not tell states apart which was first; the last one only of one who makes
+    its calls `for_ever`.
     """
 
-    WIRING: ClassVar[tuple[str, ...]] = ("name", "unordered")
+    WIRING: ClassVar[tuple[str, ...]] = ("for_ever", "name", "unordered")
     BOOKKEEPING: ClassVar[tuple[str, ...]] = ("busy", "results")
     __slots__ = (*WIRING, *BOOKKEEPING)
 
-    def __init__(self, name: str, unordered: bool = False) -> None:
+    def __init__(self, name: str, unordered: bool = False, for_ever: bool = False) -> None:
         self.name = name
         self.unordered = unordered
+        self.for_ever = for_ever
         self.busy = False
         self.results: tuple[str, ...] = ()
 
@@ -166,7 +168,7 @@ class Thread(State):
 
     def note(self, result: str) -> None:
         """A call came to this."""
-        results = (*self.results, result)
+        results = (result,) if self.for_ever else (*self.results, result)
         self.results = tuple(sorted(results)) if self.unordered else results
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from vmm.explore.board import Board
+    from vmm.explore.parts import Thread
 
 
 class Rule(NamedTuple):
@@ -101,6 +102,11 @@ def unmasked(board: Board) -> bool:
     return not any(
         hardware.depth and not hardware.gone and not hardware.intx.virq_disabled for hardware in board.devices
     )
+
+
+def returned(thread: Thread) -> bool:
+    """L4: a thread is in the middle of no call, whatever others do for ever."""
+    return not thread.busy
 
 
 GOALS: Final[dict[str, Callable[[Board], bool]]] = {"L1": served, "L3": progressed, "L5": at_peace, "L6": unmasked}
@@ -200,7 +206,7 @@ def catalogue() -> list[Rule]:
         Rule(
             "L3", "A guest gets something done between interrupts that it ends too early", "fair cycle", "`progressed`"
         ),
-        Rule("L4", "Tear-down terminates: no call waits for ever", "state, fair cycle", _named("L4")),
+        Rule("L4", "Tear-down terminates: no call waits for ever", "state, fair cycle", f"{_named('L4')}; `returned`"),
         Rule("L5", "Quiescence: without events from outside, all comes to rest", "fair cycle", "`at_peace`"),
         Rule("L6", "The mask returns: each that an interrupt has caused is taken back", "fair cycle", "`unmasked`"),
     ]

@@ -342,7 +342,8 @@ class Search:
             if lasso is None:
                 continue
             if not lasso.cycle:
-                return self.found(f"{name}: not so where nobody can act any more", lasso.start)
+                who = "has to act" if graph.leads_on(lasso.start) else "can act"
+                return self.found(f"{name}: not so where nobody {who} any more", lasso.start)
             text = f"{name}: need not come true again: {len(lasso.cycle)} steps that can be repeated for ever"
             return self.found(text, lasso.start, cycle=lasso.cycle)
         return None

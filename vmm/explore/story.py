@@ -221,16 +221,19 @@ def tell(family: Family, scene: str, setup: Setup, choices: Sequence[int], loop:
             running[n] = board.executor.running[-1].name if board.executor.running else "work"
         standings = (*standings[:n], standing, *standings[n + 1 :])
         done = standing.suspended is None
-        results = board.result_of(actor.name) if done and not actor.repeats else ""
+        result = board.result_of(actor.name) if done else ""
         queue = board.executor
         state = board.describe(), wave(board), not (queue.pending or queue.running)
-        rows.append(Row(n, actor.name, _count(rows, n), results or running[n], step, done, *state))
+        operation = result if result.startswith(f"{running[n]} = ") else running[n]
+        rows.append(Row(n, actor.name, _count(rows, n), operation, step, done, *state))
     if rule is None:
         enabled = stage.enabled(heap, standings)
         rule = scenario.always() if scenario.always is not None else None
         if rule is None and not enabled:
             rule = stuck(scenario, standings) or (scenario.at_rest() if scenario.at_rest is not None else None)
             rule = rule or _never(scenario, "is not so where nobody can act any more")
+        elif rule is None and loop is None and not any(standings[n].place.claim for n in enabled):
+            rule = _never(scenario, "is not so where nobody has to act any more")
         elif rule is None and loop is not None:
             steps = len(choices) - loop
             rule = _never(scenario, f"need not come true again: {steps} steps that can be repeated for ever")
