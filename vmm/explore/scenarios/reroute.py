@@ -77,3 +77,14 @@ def explore_moved(board: Board) -> None:
         return None
 
     board.at_rest(lost)
+
+
+def explore_for_ever(board: Board) -> None:
+    """The same table again and again while a device interrupts and a CPU goes on for ever: nobody is forgotten."""
+    board.vfio("a")
+    board.thread("device a").assert_intx("a")
+    user = board.thread("user")
+    for _ in range(1 + board.scale):
+        user.reroute(GSI)
+    board.guest()
+    board.eventually("L1", "L4", "L5", "L6")
