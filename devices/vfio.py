@@ -16,6 +16,7 @@ Ref: include/uapi/linux/vfio.h, drivers/vfio/pci/vfio_pci_core.c, vfio_pci_confi
 
 from __future__ import annotations
 
+import copy
 import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -372,9 +373,7 @@ class VfioDevice:
     def _virtual_config(self) -> cfg.ConfigSpace:
         """VFIO's copy: what it remembers for the user. BARs are sized here, hidden capabilities are skipped over."""
         physical = self.device.config
-        virtual = cfg.ConfigSpace(vendor_id=0, device_id=0, class_id=0)
-        for name in ("data", "reset_data", "write_mask", "clear_mask"):
-            getattr(virtual, name)[:] = getattr(physical, name)
+        virtual = copy.deepcopy(physical)
         self._own = {*range(cfg.BASE_ADDRESS_0, cfg.BASE_ADDRESS_END), cfg.INTERRUPT_LINE, cfg.CAPABILITY_LIST}
         previous = cfg.CAPABILITY_LIST
         for cap_id, offset in physical.capabilities():
@@ -383,42 +382,34 @@ class VfioDevice:
                 self._own.add(previous)
             else:
                 previous = offset + 1
-        if not virtual.data[cfg.CAPABILITY_LIST]:
-            virtual.data[cfg.STATUS] &= ~cfg.STATUS_CAPABILITIES & 0xFF
         return virtual
 
     def config_read(self, offset: int, size: int) -> int:
-        """A read of 1, 2 or 4 bytes inside one dword."""
-        value = 0
-        for i in range(size):
-            at = offset + i
-            if at == cfg.COMMAND + 1:
-                byte = self.device.config.data[at] & ~(cfg.COMMAND_INTX_DISABLE >> 8)
+        """A read of 1, 2 or 4 bytes inside one dword: what the device says, but for what VFIO keeps."""
+        data = bytearray(self.device.config_read(offset, size).to_bytes(size, "little"))
+        for i, at in enumerate(range(offset, offset + size)):
+            if at in self._own:
+                data[i] = self.virtual.data[at]
+            elif at == cfg.COMMAND + 1:
+                data[i] &= ~(cfg.COMMAND_INTX_DISABLE >> 8)
                 if self.intx.virq_disabled:
-                    byte |= cfg.COMMAND_INTX_DISABLE >> 8
-            elif at == cfg.STATUS:
-                byte = self.device.config_read(at, 1)
-                if not self.virtual.data[cfg.CAPABILITY_LIST]:
-                    byte &= ~cfg.STATUS_CAPABILITIES
-            elif at in self._own:
-                byte = self.virtual.data[at]
-            else:
-                byte = self.device.config_read(at, 1)
-            value |= (byte & 0xFF) << 8 * i
-        return value
+                    data[i] |= cfg.COMMAND_INTX_DISABLE >> 8
+            elif at == cfg.STATUS and not self.virtual.data[cfg.CAPABILITY_LIST]:
+                data[i] &= ~cfg.STATUS_CAPABILITIES
+        return int.from_bytes(data, "little")
 
     def config_write(self, offset: int, size: int, value: int) -> None:
-        """A write of 1, 2 or 4 bytes inside one dword."""
-        physical = self.device.config
+        """A write of 1, 2 or 4 bytes inside one dword. It reaches the device whole unless VFIO keeps part of it."""
         self.virtual.write(offset, size, value)
         end = offset + size
         if offset < cfg.STATUS and end > cfg.COMMAND:
             self._write_command(offset, size, value)
-        for at in range(offset, end):
-            if at in (cfg.COMMAND, cfg.COMMAND + 1) or at in self._own:
-                continue
-            if physical.write_mask[at] or physical.clear_mask[at]:
-                self.device.config_write(at, 1, value >> 8 * (at - offset) & 0xFF)
+        theirs = [at for at in range(offset, end) if at not in self._own and at not in (cfg.COMMAND, cfg.COMMAND + 1)]
+        if len(theirs) == size:
+            self.device.config_write(offset, size, value)
+            return
+        for at in theirs:
+            self.device.config_write(at, 1, value >> 8 * (at - offset) & 0xFF)
 
     def _write_command(self, offset: int, size: int, value: int) -> None:
         """Everything but INTx disable goes to the device, whose own INTx disable is VFIO's mask."""
@@ -445,8 +436,7 @@ class VfioDevice:
         kind = flags & DATA_TYPE_MASK
         action = flags & ACTION_TYPE_MASK
         if (
-            not 0 <= index < VFIO_PCI_NUM_IRQS
-            or flags & ~(DATA_TYPE_MASK | ACTION_TYPE_MASK)
+            flags & ~(DATA_TYPE_MASK | ACTION_TYPE_MASK)
             or count < 0
             or not 0 <= start < self._irq_count(index)
             or start + count > self._irq_count(index)
@@ -459,7 +449,7 @@ class VfioDevice:
         if kind == VFIO_IRQ_SET_DATA_BOOL:
             value = data[0]
         elif kind == VFIO_IRQ_SET_DATA_EVENTFD:
-            value = int(Int32sl.parse(data[:4]))
+            value = int(Int32sl.parse(data))
         with self.intx.igate:
             if index == VFIO_PCI_REQ_IRQ_INDEX:
                 self._set_req(action, kind, count, value)

@@ -18,10 +18,15 @@ INTX, REQ = 0, 4
 
 
 class Recorder(PciDevice):
-    """BAR 0 takes accesses of 2 and 4 bytes, and each is written down. A vendor's capability can be written."""
+    """BAR 0 takes accesses of 2 and 4 bytes. A vendor's capability can be written. Each access is written down."""
 
     driver = "recorder"
     interrupt_pin = 1
+
+    def __init__(self, id=None, **values):
+        super().__init__(id, **values)
+        self.seen = []
+        self.config_seen = []
 
     def make_config(self):
         config = super().make_config()
@@ -30,9 +35,12 @@ class Recorder(PciDevice):
 
     def realize(self, board):
         super().realize(board)
-        self.seen = []
         region = IoRegion("recorder", 64, self._read, self._write, min_access=2, max_access=4)
         self.register_bar(0, region)
+
+    def config_write(self, offset, size, value):
+        self.config_seen.append((offset, size, value))
+        super().config_write(offset, size, value)
 
     def _read(self, offset, size):
         self.seen.append((offset, size))
@@ -93,9 +101,9 @@ def test_numbers_are_those_of_linux_vfio_h():
 
 def test_wide_access_is_split_where_the_region_wants_it_and_no_sooner(device):
     device.bar_write(0, 4, 4, 0xAABBCCDD)
-    device.bar_write(0, 8, 8, 0x1122334455667788)
+    device.bar_write(0, 8, 8, 0x1122334555667789)
     device.bar_write(0, 2, 2, 0xEEFF)
-    assert device.device.seen == [(4, 4, 0xAABBCCDD), (8, 4, 0x55667788), (12, 4, 0x11223344), (2, 2, 0xEEFF)]
+    assert device.device.seen == [(4, 4, 0xAABBCCDD), (8, 4, 0x55667789), (12, 4, 0x11223345), (2, 2, 0xEEFF)]
     device.device.seen.clear()
     assert device.bar_read(0, 4, 4) == 5
     assert device.bar_read(0, 8, 8) == 9 | 13 << 32
@@ -128,6 +136,37 @@ def test_writes_beside_what_vfio_keeps_reach_the_device(device):
     assert device.device.config.get(at, 4) == device.config_read(at, 4) == 0x88772211
 
 
+def test_write_reaches_the_device_whole_and_nothing_beside_it(device):
+    at = device.device.vendor
+    device.config_write(at, 4, 0x44332211)
+    device.config_write(at + 2, 2, 0x8877)
+    device.config_write(at + 1, 1, 0x66)
+    assert device.device.config_seen == [(at, 4, 0x44332211), (at + 2, 2, 0x8877), (at + 1, 1, 0x66)]
+
+
+def test_write_over_what_vfio_keeps_leaves_the_rest_to_the_device(device):
+    device.config_write(cfg.BASE_ADDRESS_0, 4, 0xFE000000)
+    assert device.device.config_seen == []
+    device.device.config.set(cfg.STATUS, 2, cfg.STATUS_WRITE_ONE_TO_CLEAR)
+    device.config_write(cfg.COMMAND, 4, 0x80000000 | cfg.COMMAND_MASTER)
+    assert device.device.config.get(cfg.STATUS, 2) == cfg.STATUS_WRITE_ONE_TO_CLEAR & 0x7FFF
+    assert device.config_read(cfg.COMMAND, 2) == cfg.COMMAND_MASTER
+    device.device.config_seen.clear()
+    device.config_write(cfg.INTERRUPT_LINE, 4, 0x0403020B)
+    assert device.config_read(cfg.INTERRUPT_LINE, 1) == 0x0B
+    assert device.device.config_seen == [(cfg.INTERRUPT_LINE + n, 1, n + 1) for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("virq_disabled", [False, True])
+@pytest.mark.parametrize("size", [2, 4])
+def test_wide_read_is_its_bytes_put_together(device, size, virq_disabled):
+    device.device.config.data[cfg.STATUS + 1 : cfg.CAPABILITY_LIST] = bytes(range(0x87, 0x87 + 0x2D))
+    device.config_write(cfg.COMMAND + 1, 1, virq_disabled * cfg.COMMAND_INTX_DISABLE >> 8)
+    for at in range(0, cfg.CONFIG_SIZE, size):
+        one_by_one = bytes(device.config_read(at + n, 1) for n in range(size))
+        assert device.config_read(at, size).to_bytes(size, "little") == one_by_one
+
+
 def test_command_is_written_by_bytes_as_by_words(device):
     device.config_write(cfg.COMMAND, 2, cfg.COMMAND_MEMORY)
     device.config_write(cfg.COMMAND + 1, 1, cfg.COMMAND_INTX_DISABLE >> 8)
@@ -140,8 +179,11 @@ def test_command_is_written_by_bytes_as_by_words(device):
 
 def test_reset_keeps_command_as_the_user_has_it(device):
     device.config_write(cfg.COMMAND, 2, cfg.COMMAND_MEMORY | cfg.COMMAND_MASTER)
+    device.device.config_seen.clear()
     device.reset()
     assert device.config_read(cfg.COMMAND, 2) == cfg.COMMAND_MEMORY | cfg.COMMAND_MASTER
+    written = cfg.COMMAND_MEMORY | cfg.COMMAND_MASTER | cfg.COMMAND_INTX_DISABLE
+    assert device.device.config_seen == [(cfg.COMMAND, 2, written)]
 
 
 # Interrupts
@@ -180,6 +222,17 @@ def test_request_interrupt_loops_back_and_a_new_eventfd_replaces_the_old():
     assert (board.rig.count(old), board.rig.count(new)) == (0, 1)
     device.set_irq_eventfd(REQ, TRIGGER, -1)
     assert [board.files.file(fd).ctx.refs for fd in (old, new)] == [1, 1]
+
+
+def test_request_eventfd_goes_with_the_device():
+    board, device = opened()
+    fd = board.rig.efd()
+    device.set_irq_eventfd(REQ, TRIGGER, fd)
+    for _ in range(2):
+        device.close()
+        assert board.files.file(fd).ctx.refs == 1
+        assert not device.request_release()
+    assert board.rig.count(fd) == 0
 
 
 def test_function_that_nobody_listens_to_is_kept_quiet():
@@ -223,7 +276,15 @@ def test_exclusive_line_that_is_free_is_neither_taken_nor_masked():
 def test_configuration_space_is_written_through_its_region(device):
     device.region_write(vfio.VFIO_PCI_CONFIG_REGION_INDEX, device.device.vendor, bytes.fromhex("11223344"))
     assert device.device.config.get(device.device.vendor, 4) == 0x44332211
-    assert device.region_read(vfio.VFIO_PCI_CONFIG_REGION_INDEX, device.device.vendor, 4).hex() == "11223344"
+    device.region_write(vfio.VFIO_PCI_CONFIG_REGION_INDEX, device.device.vendor, b"\xaa")
+    assert device.region_read(vfio.VFIO_PCI_CONFIG_REGION_INDEX, device.device.vendor, 4).hex() == "aa223344"
+
+
+def test_region_ends_with_its_last_byte(device):
+    assert device.region_read(0, 60, 4) == (61).to_bytes(4, "little")
+    device.region_write(0, 62, b"\x11\x22")
+    assert device.device.seen == [(60, 4), (62, 2, 0x2211)]
+    assert device.region_read(0, 64, 0) == b""
 
 
 def test_unaligned_access_goes_in_pieces_that_are_aligned(device):
@@ -278,7 +339,6 @@ def test_last_bar_is_closed_with_its_decoding():
     class Far(Recorder):
         def realize(self, board):
             PciDevice.realize(self, board)
-            self.seen = []
             self.register_bar(5, IoRegion("far", 64, self._read, self._write))
 
     board = VfioBoard()
@@ -290,13 +350,13 @@ def test_last_bar_is_closed_with_its_decoding():
         device.region_read(5, 0, 4)
 
 
-@pytest.mark.parametrize("action", [UNMASK, TRIGGER])
-def test_descriptor_zero_is_a_descriptor(action):
+@pytest.mark.parametrize(("index", "action"), [(INTX, UNMASK), (INTX, TRIGGER), (REQ, TRIGGER)])
+def test_descriptor_zero_is_a_descriptor(index, action):
     board, device = opened()
     device.set_irq_eventfd(INTX, TRIGGER, board.rig.efd())
     board.files.close(0)
     assert board.rig.efd() == 0
-    device.set_irq_eventfd(INTX, action, 0)
+    device.set_irq_eventfd(index, action, 0)
     assert board.files.file(0).ctx.refs == 2
 
 
