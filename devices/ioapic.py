@@ -253,7 +253,8 @@ class IoApic(order.State):
     __slots__ = (*WIRING, *VISIBLE, *BOOKKEEPING)
 
     personality = ""
-    window_size = 0x100
+    window_size: ClassVar[int]
+    """Bytes that it answers at."""
     max_successive_eois: ClassVar[int] = MAX_SUCCESSIVE_EOIS
 
     def __init__(

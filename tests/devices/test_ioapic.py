@@ -1,13 +1,28 @@
 """What both personalities of the I/O APIC owe a guest and whoever drives its pins."""
 
+from unittest import mock
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices import ioapic
+from devices import lapic_registers as r
 from devices.apic_bus import ApicDeliverIrq
-from devices.ioapic import LEVEL, MASKED, PINS, REMOTE_IRR, IoApicState, IoApicVersion, RedirectionEntry, explain
+from devices.ioapic import (
+    LEVEL,
+    MASKED,
+    PINS,
+    REMOTE_IRR,
+    IoApic,
+    IoApicIdentification,
+    IoApicState,
+    IoApicVersion,
+    RedirectionEntry,
+    explain,
+)
 from devices.ioapic_device import IoApicDevice
+from devices.ioapic_kvm import KvmIoApic
 from tests.support.apic import Chips, FakeAcks
 from tests.support.board import FakeBoard
 from vmm.errors import ConfigError, PropertyError
@@ -51,6 +66,8 @@ def test_identification_register_keeps_four_bits_and_arbitration_follows(persona
     chips = Chips(personality=personality)
     chips.write(ioapic.IOAPICID, 0xFFFF_FFFF)
     assert chips.read(ioapic.IOAPICID) == chips.read(ioapic.IOAPICARB) == 0x0F00_0000
+    chips.write(ioapic.IOAPICID, 0x0A00_0000)
+    assert IoApicIdentification.parse(chips.read(ioapic.IOAPICID).to_bytes(4, "little")).id == 0xA
 
 
 @both
@@ -261,6 +278,16 @@ def test_kernel_before_resample_on_unmask_delivers_the_stale_level():
     assert chips.take() == 0x51
 
 
+def test_chip_without_resamplers_delivers_a_latched_level_at_unmask():
+    chips = Chips()
+    chips.ioapic.close()
+    chips.ioapic = KvmIoApic(chips.bus, chips.clock, chips.trace)
+    chips.program(5, 0x1_8051)
+    chips.ioapic.set_irq(5, 0, True)
+    chips.program(5, 0x8051)
+    assert chips.take() == 0x51
+
+
 # The storm limiter.
 
 
@@ -282,7 +309,7 @@ def test_storm_is_delayed_after_ten_thousand_eois(personality):
 
 
 @both
-@pytest.mark.parametrize("end", ["reset", "close", "line"])
+@pytest.mark.parametrize("end", ["reset", "close", "restore", "line"])
 def test_delayed_delivery_does_not_outlive_its_reason(personality, end):
     chips = Chips(personality=personality)
     chips.program(9, 0x8059)
@@ -290,7 +317,13 @@ def test_delayed_delivery_does_not_outlive_its_reason(personality, end):
     for _ in range(10_000):
         chips.take()
         chips.eoi()
-    {"reset": chips.ioapic.reset, "close": chips.ioapic.close, "line": lambda: chips.ioapic.set_irq(9, 0, False)}[end]()
+    idle = chips.ioapic.get_state()._replace(irr=0)
+    {
+        "reset": chips.ioapic.reset,
+        "close": chips.ioapic.close,
+        "restore": lambda: chips.ioapic.set_state(idle),
+        "line": lambda: chips.ioapic.set_irq(9, 0, False),
+    }[end]()
     chips.clock.step(20_000_000)
     assert chips.take() is None
     if end != "line":
@@ -314,6 +347,67 @@ def test_reset_masks_everything_and_level_that_is_high_comes_back_at_unmask(pers
     if personality == "kvm":
         chips.program(5, 0x8051)
         assert chips.take() == 0x51
+
+
+ACTS = st.one_of(
+    st.tuples(
+        st.just("entry"),
+        st.sampled_from([0, 5, 8]),
+        st.sampled_from([0, 0x51, 0x61]),
+        st.sampled_from([0, LEVEL, LEVEL, MASKED, LEVEL | MASKED]),
+        st.sampled_from([0, 1, 0xFF]),
+    ),
+    st.tuples(st.just("line"), st.sampled_from([0, 5, 8]), st.integers(0, 1), st.booleans(), st.booleans()),
+    st.tuples(st.just("id"), st.integers(0, 15)),
+    st.tuples(st.just("storm"), st.integers(0, 1), st.integers(1, 3)),
+    st.tuples(st.sampled_from(["take", "eoi"]), st.integers(0, 1)),
+    st.just(("wait",)),
+)
+
+
+def live(chips, acts):
+    """What guest and devices do; returns what they see, and what goes over the bus."""
+    seen = []
+    chips.recording.clear()
+    for act in acts:
+        match act:
+            case ("entry", pin, vector, bits, destination):
+                chips.program(pin, destination << ioapic.DESTINATION_SHIFT | bits | vector)
+            case ("line", pin, source, level, line_status):
+                seen.append(chips.ioapic.set_irq(pin, source, level, line_status))
+            case ("id", number):
+                chips.write(ioapic.IOAPICID, number << 24)
+            case ("storm", cpu, turns):
+                for _ in range(turns):
+                    seen.append(chips.take(cpu))
+                    chips.eoi(cpu)
+            case ("take", cpu):
+                seen.append(chips.take(cpu))
+            case ("eoi", cpu):
+                chips.eoi(cpu)
+            case ("wait",):
+                chips.clock.step(ioapic.EOI_DELAY_NS)
+    return seen, [record.event for record in chips.recording], chips.ioapic.get_state()
+
+
+@both
+@given(before=st.lists(ACTS, max_size=20), after=st.lists(ACTS, max_size=20))
+@settings(max_examples=100, deadline=None)
+def test_chip_that_was_reset_is_as_a_new_one(personality, before, after):
+    with mock.patch.object(IoApic, "max_successive_eois", 3):
+        used, new = Chips(2, personality), Chips(2, personality)
+        for chips in (used, new):
+            chips.watch()
+        live(used, before)
+        for cpu in used.cpus:  # no interrupt is under way, and they know which EOIs to forward
+            cpu.reset()
+            cpu.mmio_write(r.SVR, 4, 0x1FF)
+            cpu.enter_guest()
+        used.ioapic.reset()
+        for pin in range(PINS):
+            for source in (0, 1):
+                used.ioapic.set_irq(pin, source, False)
+        assert live(used, [("take", 0), ("take", 1), *after]) == live(new, [("take", 0), ("take", 1), *after])
 
 
 @both

@@ -50,6 +50,13 @@ def test_edge_line_pulses_up_and_down():
     assert log == [True, False]
 
 
+def test_wire_says_who_holds_it_high():
+    wire = Wire("intx")
+    wire.hold("edu").set(True)
+    wire.hold("uart")
+    assert repr(wire) == "<Wire intx high: edu+, uart->"
+
+
 def test_one_wire_feeds_every_target_in_order():
     order: list[str] = []
     wire = Wire("irq4", lambda level: order.append(f"pic{level:d}"), lambda level: order.append(f"ioapic{level:d}"))
