@@ -95,13 +95,15 @@ def explore_for_ever_close(board: Board) -> None:
 
 
 def explore_for_ever_assign(board: Board) -> None:
-    """One assigns and deassigns for ever; others assign another eventfd, and close this one: each call returns."""
+    """One assigns and deassigns for ever; another eventfd is assigned and closed: each call returns, and it is gone."""
     user = board.thread("user", for_ever=True)
     user.assign("e1", eoi="e2")
     user.deassign("e1")
     board.thread("other").assign("e3", eoi="e4")
-    board.thread("third").close("e1")
+    board.thread("third").close("e3")
+    closed = board.ctx("e3")
     board.eventually("L4")
+    board.live("L4", lambda: not closed.waiters)
 
 
 def explore_for_ever_neighbour(board: Board) -> None:
