@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmm import order
 from vmm.kernel.files import (
     EFD_CLOEXEC,
     EFD_NONBLOCK,
@@ -18,11 +19,13 @@ from vmm.kernel.files import (
     POLLOUT,
     U64_MAX,
     DescriptorTable,
+    EventfdCtx,
+    EventfdDomain,
     File,
     WaitEntry,
 )
 from vmm.kernel.poll import FdHandler
-from vmm.order import Executor, Violation, WorkQueue
+from vmm.order import Executor, OrderError, Violation, WorkQueue
 
 
 @pytest.fixture
@@ -79,6 +82,23 @@ def test_dup2_closes_what_was_there(files):
     assert files.read(b) == 5
     assert files.dup2(a, a) == a
     assert files.file(a).refs == 2
+
+
+def test_target_of_dup2_may_be_any_number_below_the_limit():
+    files = DescriptorTable(limit=4)
+    fd = files.eventfd()
+    for at in (3, 1, 0):
+        assert files.dup2(fd, at) == at
+    for at in (4, 5, -1):
+        with refused(errno.EBADF):
+            files.dup2(fd, at)
+    assert files.file(fd).refs == 3
+
+
+def test_table_has_1024_descriptors_unless_told_otherwise(files):
+    assert files.install(File("last"), 1023) == 1023
+    with refused(errno.EMFILE):
+        files.install(File("one more"), 1024)
 
 
 def test_reused_number_names_the_new_file(files):
@@ -185,6 +205,46 @@ def test_poll_shows_in_out_and_err(files):
     assert ctx.count == U64_MAX
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, U64_MAX - 3, U64_MAX - 2, U64_MAX - 1, U64_MAX])
+def test_sleepers_wait_for_what_poll_shows(count):
+    ctx = EventfdCtx(EventfdDomain(), "e", count)
+    assert ctx.readable() == bool(ctx.poll() & POLLIN)
+    assert ctx.writable() == bool(ctx.poll() & POLLOUT)
+
+
+def test_context_counts_from_0_and_is_no_semaphore_unless_told_otherwise():
+    ctx = EventfdCtx(EventfdDomain(), "e")
+    assert ctx.drain() == 0
+    ctx.add(2)
+    assert ctx.drain() == 2
+
+
+@pytest.mark.parametrize("call", ["read", "write"])
+def test_call_that_would_block_sleeps_until_another_task_makes_room_or_writes(files, monkeypatch, call):
+    fd = files.eventfd()
+    if call == "write":
+        files.write(fd, U64_MAX - 1)
+    slept = []
+
+    def wait(step, subject, ready, sleeps):
+        if ready():  # a lock that is free
+            return
+        if slept or not sleeps:
+            raise OrderError(f"{step}: {subject!r} sleeps again, or where it may not")
+        slept.append(step)
+        me, order.actor = order.actor, 7
+        other = {"read": files.write, "write": files.read}[call]
+        other(fd)
+        order.actor = me
+        assert ready()
+
+    monkeypatch.setattr(order, "hook", lambda _point, _subject: None)
+    monkeypatch.setattr(order, "wait", wait)
+    assert getattr(files, call)(fd) == (1 if call == "read" else None)
+    assert slept == [f"eventfd.{call}"]
+    assert files.file(fd).ctx.count == (0 if call == "read" else 1)
+
+
 def test_file_that_is_no_eventfd_is_einval(files):
     fd = files.install(File("stdin"))
     for call in (files.ctx_fdget, files.read, files.write):
@@ -241,7 +301,14 @@ def test_put_without_a_reference_is_a_violation(files):
         ctx.put()
 
 
+def test_file_without_a_reference_cannot_be_put():
+    with pytest.raises(Violation, match="double-put"):
+        File("stdin").put()
+
+
 # The wait queue
+
+WAYS_IN = ("add_wait", "add_wait_exclusive", "add_wait_priority", "add_wait_priority_exclusive")
 
 
 def test_plain_waiters_are_all_woken_and_priority_ones_first(files):
@@ -267,6 +334,33 @@ def test_consuming_exclusive_waiter_hides_the_event_from_later_ones(files):
     assert log == [("irqfd", POLLIN)]
 
 
+def test_plain_waiter_that_consumes_hides_nothing(files):
+    log: list = []
+    fd = files.eventfd()
+    ctx = files.ctx_fdget(fd)
+    for name in ("2", "1"):
+        ctx.add_wait(waiter(log, name, consumes=True))
+    files.write(fd)
+    assert log == [("1", POLLIN), ("2", POLLIN)]
+
+
+@pytest.mark.parametrize(
+    "first", ["add_wait", "add_wait_exclusive", "add_wait_priority", "add_wait_priority_exclusive"]
+)
+@pytest.mark.parametrize(
+    "again", ["add_wait", "add_wait_exclusive", "add_wait_priority", "add_wait_priority_exclusive"]
+)
+def test_entry_waits_in_one_place(files, first, again):
+    ctx = files.ctx_fdget(files.eventfd())
+    entry = waiter([], "w")
+    getattr(ctx, first)(entry)
+    with pytest.raises(Violation, match="added-twice"):
+        getattr(ctx, again)(entry)
+    ctx.remove_wait(entry)
+    getattr(ctx, again)(entry)
+    assert ctx.waiters == (entry,)
+
+
 def test_second_priority_waiter_is_refused_by_the_exclusive_call_only(files):
     fd = files.eventfd()
     ctx = files.ctx_fdget(fd)
@@ -285,6 +379,30 @@ def test_write_of_zero_wakes(files):
     files.ctx_fdget(fd).add_wait(waiter(log, "w"))
     files.write(fd, 0)
     assert log == [("w", POLLIN)]
+
+
+def test_read_wakes_writers_and_one_that_finds_nothing_wakes_nobody(files):
+    log: list = []
+    fd = files.eventfd(1, EFD_NONBLOCK)
+    files.ctx_fdget(fd).add_wait(waiter(log, "w"))
+    files.read(fd)
+    assert log == [("w", POLLOUT)]
+    with refused(errno.EAGAIN):
+        files.read(fd)
+    assert log == [("w", POLLOUT)]
+
+
+def test_removing_a_waiter_that_drains_wakes_writers_and_one_that_finds_nothing_wakes_nobody(files):
+    log: list = []
+    ctx = files.ctx_fdget(files.eventfd(3))
+    first, second = waiter(log, "1"), waiter(log, "2")
+    ctx.add_wait(first)
+    ctx.add_wait(second)
+    ctx.add_wait(waiter(log, "3"))
+    ctx.remove_wait_and_drain(first)
+    assert log == [("3", POLLOUT), ("2", POLLOUT)]
+    ctx.remove_wait_and_drain(second)
+    assert log == [("3", POLLOUT), ("2", POLLOUT)]
 
 
 def test_removing_a_waiter_drains_the_counter_in_the_same_step(files):
@@ -399,9 +517,23 @@ def test_handler_that_is_closed_leaves_the_queue_and_its_work(files):
     handler = FdHandler(files, fd, WorkQueue("loop", executor), lambda: calls.append(1))
     handler.close()
     handler.close()
-    executor.drain()
+    assert not executor.pending
     ctx.signal()
     executor.drain()
     assert calls == []
     assert ctx.waiters == ()
     files.close(fd)
+
+
+def test_handler_may_close_itself(files, monkeypatch):
+    monkeypatch.setattr(order, "hook", lambda _point, _subject: None)
+    calls: list[int] = []
+    executor = Executor()
+
+    def once() -> None:
+        calls.append(1)
+        handler.close()
+
+    handler = FdHandler(files, files.eventfd(2, EFD_SEMAPHORE), WorkQueue("loop", executor), once)
+    executor.drain()
+    assert calls == [1]
