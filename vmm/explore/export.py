@@ -62,6 +62,8 @@ def groups(scenario: Scenario, rows: Sequence[Row]) -> list[list[list[Known]]]:
     spans: dict[tuple[int, int], list[int]] = {}
     results: dict[tuple[int, int], str | None] = {}
     for k, row in enumerate(rows):
+        if user_calls.goes_on(scenario.actors[row.n]):
+            raise user_calls.NotKvms(f"{row.actor}: makes its calls for ever, and a program has an end")
         if scenario.actors[row.n].repeats:
             continue
         key = row.n, row.number

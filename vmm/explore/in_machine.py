@@ -15,7 +15,7 @@ import itertools
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from vmm.errors import UsageError
-from vmm.explore import story
+from vmm.explore import story, user_calls
 from vmm.explore.scenes import set_up
 from vmm.kernel.eoifd import EoiIrqfds, LevelIrqfd
 from vmm.kernel.hold import POINTS, Holder, Progress, why_not
@@ -152,6 +152,8 @@ def _calls(scenario: Scenario, rows: Sequence[Row]) -> dict[tuple[int, int], Ope
     closed: set[str] = set()
     for row in rows:
         actor = scenario.actors[row.n]
+        if user_calls.goes_on(actor):
+            raise NotInMachine(f"{actor.name}: makes its calls for ever, and an order in a machine has an end")
         if actor.repeats or (row.n, row.number) in found:
             continue
         operation = actor.at(row.number)

@@ -10,11 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm.errors import UsageError
-from vmm.explore.parts import GSI
+from vmm.explore.calls import Call
+from vmm.explore.parts import GSI, Guest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vmm.explore.actors import Actor
     from vmm.explore.board import Board
     from vmm.explore.search import Scenario
 
@@ -71,12 +73,19 @@ def threads(scenario: Scenario) -> dict[str, list[UserCall]]:
     """The calls of each thread that acts, in its order. NotKvms: one of them is none, or they come in any order."""
     found: dict[str, list[UserCall]] = {}
     for actor in scenario.actors:
+        if goes_on(actor) or isinstance(getattr(actor.operations[0].function, "__self__", None), Guest):
+            raise NotKvms(f"{actor.name}: goes on for ever, and a trial has an end")
         if actor.repeats:
             continue
         if actor.name in found:
             raise NotKvms(f"{actor.name}: its calls come in any order, and a thread of the system makes them in one")
         found[actor.name] = [of(operation.name, operation.function) for operation in actor.operations]
     return found
+
+
+def goes_on(actor: Actor) -> bool:
+    """It is a thread of the scene, and makes its calls for ever."""
+    return actor.repeats and isinstance(getattr(actor.operations[0].function, "__self__", None), Call)
 
 
 def of(text: str, perform: Callable[[], object]) -> UserCall:
