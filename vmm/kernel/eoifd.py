@@ -72,7 +72,7 @@ class IrqSource(Mortal):
     BOOKKEEPING: ClassVar[tuple[str, ...]] = ("refs",)
     __slots__ = (*WIRING, *VISIBLE, *BOOKKEEPING)
 
-    def __init__(self, gsis: Gsis, gsi: int, clears_irq: bool = False) -> None:
+    def __init__(self, gsis: Gsis, gsi: int, clears_irq: bool) -> None:
         """OSError EFAULT if all ids are in use."""
         super().__init__()
         self.clears_irq = clears_irq
@@ -368,16 +368,14 @@ class EoiIrqfds(Irqfds):
             level = self.files.ctx_fdget(irqfd_fd)
             try:
                 with self.lock:
-                    found = tuple(e for e in self.eoifds if e.ctx is ctx and e.level_irqfd is level)
-                    i = 0
-                    while i < len(found):
-                        found[i].deactivate()
-                        i += 1
+                    found = next((e for e in self.eoifds if e.ctx is ctx and e.level_irqfd is level), None)
+                    if found is not None:
+                        found.deactivate()
             finally:
                 level.put()
         finally:
             ctx.put()
-        if not found:
+        if found is None:
             raise os_error(errno.ENOENT, "no such eoifd")
         if order.hook is not None:
             order.hook("eoifd.deassign.flush", self)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from construct import Array, Const, Default, Int32ul, Struct, Switch, this
+from construct import Const, Int32ul, Padding, Struct, Switch, this
 
 from vmm import order
 from vmm.kernel.files import os_error
@@ -42,24 +42,18 @@ PIC_PINS = 8
 KvmIrqRoutingEntry = Struct(
     "gsi" / Int32ul,
     "type" / Int32ul,
-    "flags" / Default(Int32ul, 0),
+    "flags" / Int32ul,
     "pad" / Const(0, Int32ul),
     "u"
     / Switch(
         this.type,
         {
-            KVM_IRQ_ROUTING_IRQCHIP: Struct(
-                "irqchip" / Int32ul, "pin" / Int32ul, "pad" / Default(Array(6, Int32ul), [0] * 6)
-            ),
+            KVM_IRQ_ROUTING_IRQCHIP: Struct("irqchip" / Int32ul, "pin" / Int32ul, Padding(24)),
             KVM_IRQ_ROUTING_MSI: Struct(
-                "address_lo" / Int32ul,
-                "address_hi" / Int32ul,
-                "data" / Int32ul,
-                "devid" / Default(Int32ul, 0),
-                "pad" / Default(Array(4, Int32ul), [0] * 4),
+                "address_lo" / Int32ul, "address_hi" / Int32ul, "data" / Int32ul, "devid" / Int32ul, Padding(16)
             ),
         },
-        default=Struct("pad" / Array(8, Int32ul)),
+        default=Padding(32),
     ),
 )
 """`struct kvm_irq_routing_entry`, 48 bytes. Ref: Documentation/virt/kvm/api.rst, 4.52"""
@@ -263,7 +257,7 @@ class Gsis(State):
     BOOKKEEPING = ("notifiers", "sources")
     __slots__ = (*WIRING, *VISIBLE, *BOOKKEEPING)
 
-    def __init__(self, srcu: Srcu, trace: Trace, sources: IrqSourceIds, pins: bool = True) -> None:
+    def __init__(self, srcu: Srcu, trace: Trace, sources: IrqSourceIds, pins: bool) -> None:
         self.irq_srcu = srcu
         self.trace = trace
         self.lock = order.Lock("kvm.irq_lock")

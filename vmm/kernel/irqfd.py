@@ -326,7 +326,7 @@ class Irqfds(State):
 
     # Assign.
 
-    def assign(self, fd: int, gsi: int, flags: int = 0, resamplefd: int = 0) -> None:
+    def assign(self, fd: int, gsi: int, flags: int, resamplefd: int) -> None:
         """Bind the eventfd at `fd` to `gsi`, which need not be routed or exist; deliver what it has already.
 
         OSError EINVAL (flags, irqchip, no eventfd), EBADF, EBUSY (has an irqfd already). On an error nothing is left.

@@ -79,7 +79,7 @@ class IoApicChip(Protocol):
 
     acks: Any
 
-    def set_irq(self, pin: int, source: int, level: bool, line_status: bool = False, /) -> int:
+    def set_irq(self, pin: int, source: int, level: bool, line_status: bool = ..., /) -> int:
         """Drive a pin from a source."""
 
     def get_state(self) -> ChipState:
@@ -165,8 +165,6 @@ class Vm(State):
         irqchip: Irqchip = "full",
         era_name: str | None = None,
         policy_name: str | None = None,
-        inject_workers: int = 2,
-        cleanup_workers: int = 1,
     ) -> None:
         self.files = files
         self.executor = executor
@@ -174,14 +172,14 @@ class Vm(State):
         self.irqchip: Irqchip = irqchip
         self.era: Era = _era(era_name, policy_name)
         rule = policy(policy_name or (DEFAULT_POLICY if self.era.resample else "eoifd-v5"))
-        events = WorkQueue("events", executor, inject_workers)
+        events = WorkQueue("events", executor, 2)
         reserved = [KVM_USERSPACE_IRQ_SOURCE_ID]
         if self.era.resample:
             reserved.append(KVM_IRQFD_RESAMPLE_IRQ_SOURCE_ID)
         if self.era.fixed_pit_source:
             reserved.append(KVM_PIT_IRQ_SOURCE_ID)
         self.gsis = Gsis(Srcu("kvm.irq_srcu", events), self.trace, IrqSourceIds(reserved), irqchip == "full")
-        cleanup = WorkQueue("kvm-irqfd-cleanup", executor, cleanup_workers)
+        cleanup = WorkQueue("kvm-irqfd-cleanup", executor)
         if rule is None:
             self.irqfds = self.irqfds_class(files, self.gsis, self.era, irqchip, events, cleanup)
         else:
