@@ -129,7 +129,8 @@ class IoApicState(NamedTuple):
 
 def explain(entry: int) -> dict[str, Any]:
     """The fields of a redirection entry by name."""
-    return {k: v for k, v in RedirectionEntry.parse(entry.to_bytes(8, "little")).items() if not k.startswith("_")}
+    parsed = RedirectionEntry.parse(entry.to_bytes(RedirectionEntry.sizeof(), "little"))
+    return {name: value for name, value in parsed.items() if not name.startswith("_")}
 
 
 class AckNotifiers(Protocol):
@@ -327,7 +328,7 @@ class IoApic(order.State):
 
     # The bus.
 
-    def eoi(self, vector: int, cpu: int, level: bool = True, suppressed: bool = False) -> None:
+    def eoi(self, vector: int, cpu: int, level: bool, suppressed: bool) -> None:
         """Local APIC `cpu` ended `vector`, which it had accepted as level-triggered if `level`.
 
         `suppressed`: that APIC suppresses EOI broadcasts (SVR bit 12).

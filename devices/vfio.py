@@ -131,7 +131,7 @@ class Pci23Intx:
 
     def unmask(self) -> None:
         """Clear it."""
-        self.device.config.data[cfg.COMMAND + 1] &= ~(cfg.COMMAND_INTX_DISABLE >> 8) & 0xFF
+        self.device.config.data[cfg.COMMAND + 1] &= ~(cfg.COMMAND_INTX_DISABLE >> 8)
         self.device.update_intx()
 
     def request(self, masked: bool) -> None:

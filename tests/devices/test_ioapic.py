@@ -278,10 +278,25 @@ def test_kernel_before_resample_on_unmask_delivers_the_stale_level():
     assert chips.take() == 0x51
 
 
-def test_chip_without_resamplers_delivers_a_latched_level_at_unmask():
+def chips_without_resamplers():
     chips = Chips()
     chips.ioapic.close()
     chips.ioapic = KvmIoApic(chips.bus, chips.clock, chips.trace)
+    return chips
+
+
+def test_chip_without_resamplers_does_not_hear_of_an_edges_eoi():
+    chips = chips_without_resamplers()
+    chips.program(5, 0x51)
+    chips.ioapic.set_irq(5, 0, True)
+    assert chips.take() == 0x51
+    chips.watch()
+    chips.eoi()
+    assert "ioapic_eoi_broadcast" not in chips.events()
+
+
+def test_chip_without_resamplers_delivers_a_latched_level_at_unmask():
+    chips = chips_without_resamplers()
     chips.program(5, 0x1_8051)
     chips.ioapic.set_irq(5, 0, True)
     chips.program(5, 0x8051)

@@ -50,6 +50,15 @@ def test_edge_line_pulses_up_and_down():
     assert log == [True, False]
 
 
+def test_edge_line_closed_pulses_no_more_and_lets_go_of_the_wire():
+    wire = Wire("irq0")
+    log = heard(wire)
+    edge = EdgeLine(wire.hold("pit"))
+    edge.close()
+    edge.pulse()
+    assert log == wire.holders == []
+
+
 def test_wire_says_who_holds_it_high():
     wire = Wire("intx")
     wire.hold("edu").set(True)
