@@ -23,6 +23,7 @@ import ctypes
 import errno
 import fcntl
 import functools
+import itertools
 import mmap
 import os
 import struct
@@ -226,12 +227,10 @@ class HostVm:
         chip = state.chip
         bit = 1 << CANARY.pin
         deadline = 0.0
-        spins = 0
-        while True:
+        for spins in itertools.count():
             fcntl.ioctl(self.fd, abi.KVM_GET_IRQCHIP, state)
             if chip[_PIC_IRR] & bit and not chip[_PIC_LAST_IRR] & bit:
                 break
-            spins += 1
             if spins > 1000:
                 deadline = deadline or time.monotonic() + SETTLE_SECONDS
                 if time.monotonic() > deadline:
