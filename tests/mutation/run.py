@@ -25,9 +25,12 @@ import time
 import tomllib
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+import construct  # noqa: F401 - what the tests need is loaded once, before the children are forked
 import coverage
+import greenlet  # noqa: F401
+import hypothesis.strategies  # noqa: F401
 import pytest
 from mutants import Mutant, mutants
 
@@ -62,12 +65,9 @@ FIRST = 25
 BUDGET = 20
 """Seconds of tests for one mutant, as long as they take unchanged. What is slower than all those is left out."""
 PATIENCE = 60
-"""Seconds of CPU after which a mutant counts as noticed: an endless loop. What it has to do takes a tenth of that."""
-
-
-class Test(NamedTuple):
-    name: str
-    seconds: float
+"""Seconds of CPU after which a mutant counts as noticed: an endless loop. What it has to do takes a third of that."""
+SLACK = 10
+"""So many times as long as unchanged, and PATIENCE more, it may take by the clock: who waits for ever uses no CPU."""
 
 
 class Watch:
@@ -128,15 +128,15 @@ def reach(files: list[Path], out: Path) -> None:
         sys.exit("the tests do not pass unchanged: nothing can be said of mutants")
 
 
-def judge(mutant: Mutant, names: list[str]) -> bool:
-    """True: some test noticed. Runs in a child with nothing of ours loaded."""
+def judge(mutant: Mutant, names: list[str], seconds: float) -> bool:
+    """True: some test noticed; unchanged, they take so many seconds. Runs in a child with nothing of ours loaded."""
     pid = os.fork()
     if not pid:
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
         signal.setitimer(signal.ITIMER_PROF, PATIENCE)  # SIGPROF ends it
-        signal.alarm(10 * PATIENCE)  # one that waits for ever uses no CPU
+        signal.alarm(PATIENCE + int(SLACK * seconds))
         module = ".".join(mutant.path.relative_to(ROOT).with_suffix("").parts)
         sys.meta_path.insert(0, Mutated(module, mutant.path, mutant.mutate()))
         status = 1
@@ -146,11 +146,11 @@ def judge(mutant: Mutant, names: list[str]) -> bool:
     return os.waitpid(pid, 0)[1] != 0
 
 
-def work(mine: list[tuple[Mutant, list[str]]], out: int) -> None:
+def work(mine: list[tuple[Mutant, list[str]]], seconds: dict[str, float], out: int) -> None:
     """One worker: a line of JSON for each of its mutants."""
     for mutant, names in mine:
         shares = [share for share in (names[:FIRST], names[FIRST:]) if share]
-        noticed = any(judge(mutant, share) for share in shares)
+        noticed = any(judge(mutant, share, sum(seconds.get(name, 1.0) for name in share)) for share in shares)
         text = json.dumps({"name": mutant.name, "line": mutant.line, "noticed": noticed, "tests": len(names)})
         os.write(out, text.encode() + b"\n")
 
@@ -177,7 +177,7 @@ def main() -> int:
     found = random.Random(args.seed).sample(found, min(args.sample or len(found), len(found)))
     jobs = [(mutant, _tests_of(mutant, known)) for mutant in found]
     reasons: dict[str, str] = tomllib.loads(SURVIVORS.read_text()) if SURVIVORS.exists() else {}
-    results = _run(jobs, args.jobs, log / "results.jsonl")
+    results = _run(jobs, known["seconds"], args.jobs, log / "results.jsonl")
     survivors = sorted((one["name"], one["tests"]) for one in results if not one["noticed"])
     for name, reached in survivors:
         print(f"survived ({reached} tests reach it): {name}\n    {reasons.get(name, 'NOT EXPLAINED')}")
@@ -200,7 +200,9 @@ def _tests_of(mutant: Mutant, known: dict[str, Any]) -> list[str]:
     return names[: max(FIRST, bisect.bisect(spent, BUDGET))]
 
 
-def _run(jobs: list[tuple[Mutant, list[str]]], workers: int, log: Path) -> list[dict[str, Any]]:
+def _run(
+    jobs: list[tuple[Mutant, list[str]]], seconds: dict[str, float], workers: int, log: Path
+) -> list[dict[str, Any]]:
     readers: list[int] = []
     children: list[int] = []
     for nth in range(workers):
@@ -208,7 +210,7 @@ def _run(jobs: list[tuple[Mutant, list[str]]], workers: int, log: Path) -> list[
         pid = os.fork()
         if not pid:
             os.close(out)
-            work(jobs[nth::workers], into)
+            work(jobs[nth::workers], seconds, into)
             os._exit(0)
         os.close(into)
         readers.append(out)
