@@ -14,12 +14,12 @@ another call.
 from __future__ import annotations
 
 import marshal
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import greenlet  # type: ignore[import-untyped]
 
 from vmm import order
-from vmm.explore.heap import sum_of
+from vmm.explore.heap import NotKept, sum_of
 from vmm.explore.liveness import AT_LOCK, OWED
 from vmm.order import Lock, Mortal, State, Violation
 
@@ -33,11 +33,14 @@ if TYPE_CHECKING:
 
 
 class Operation(NamedTuple):
-    """Something that an actor does. `ready` (pure) says when it may begin, always if None."""
+    """Something that an actor does. `ready` (pure) says when it may begin, always if None. `own`: it is a function of a
+    scenario's own, so it is run twice when it is met first, and has to do the same.
+    """
 
     name: str
     function: Callable[[], object]
     ready: Guard | None = None
+    own: bool = False
 
 
 class Actor(NamedTuple):
@@ -144,9 +147,23 @@ class Abort(BaseException):
 
 
 class NotDeterministic(Exception):
-    """An operation that was run again did something else than before, or would. `operation`: which, if known."""
+    """An operation that was run again did something else than before, or would. `operation`: which, if known; `where`:
+    file and line, if something else is to blame.
+    """
 
+    says: ClassVar[str] = "not deterministic"
     operation: Operation | None = None
+    where: tuple[str, int] | None = None
+
+
+class CannotExplore(NotDeterministic):
+    """An operation that the explorer cannot go on with: it keeps what cannot be put back, or does not end."""
+
+    says = "cannot be explored"
+
+
+LONGEST = 500
+"""Points that one operation may pass. Each is reached by passing all the others again."""
 
 
 LIVES = 4
@@ -218,6 +235,10 @@ class Stage:
         place, log = standing.place, standing.log
         operation = self.actors[n].at(place.done)
         arena = self.arena
+        log = (log, None if heap is standing.after else heap) if place.step else (None, heap)
+        heaps = _heaps(log)
+        if len(heaps) > LONGEST:
+            raise CannotExplore(f"{operation.name} has passed {LONGEST} points and goes on; does it end?")
         runner = self._idle.pop() if self._idle else greenlet.greenlet(self._run)
         self._made = 0
         self._life = -1
@@ -225,10 +246,8 @@ class Stage:
         order.hook, order.wait, order.allocate = self._point, self._wait, self._allocate
         self._number = (n, place.done)
         finished = False
-        log = (log, None if heap is standing.after else heap) if place.step else (None, heap)
         try:
             argument: tuple[object, ...] = (operation.function,)
-            heaps = _heaps(log)
             last = len(heaps) - 1
             for i, seen in enumerate(heaps):
                 if finished:
@@ -251,6 +270,8 @@ class Stage:
                 return after, Standing(self._between(n, self.actors[n].after(place.done))), operation.name
             step, guard = self._stop
             return after, Standing(self._suspended(n, place.done, step, guard, runner.gr_frame), log, after), step
+        except NotKept as error:
+            raise CannotExplore(f"{operation.name}: {error}") from error
         finally:
             arena.noting = False
             order.hook = order.wait = order.allocate = None
@@ -284,9 +305,9 @@ class Stage:
         """Code that breaks down breaks a rule too: whatever it raises is a Violation."""
         try:
             function()
-        except (Violation, NotDeterministic):
+        except (Violation, NotDeterministic, NotKept, Abort, KeyboardInterrupt, greenlet.GreenletExit):
             raise
-        except Exception as error:
+        except BaseException as error:  # SystemExit, too: that is not how a search ends
             raise Violation(f"raised {type(error).__name__}", error, self._stop[0] or "start") from error
 
     # What the explored code calls.

@@ -12,6 +12,7 @@ docs/explore.md is the guide.
 
 from __future__ import annotations
 
+import functools
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -20,9 +21,11 @@ from devices.ioapic_qemu import QemuIoApic
 from devices.vfio_irqs import VfioIntx
 from vmm.errors import UsageError
 from vmm.explore import rules
-from vmm.explore.actors import Actor, Operation
+from vmm.explore.actors import Actor, NotDeterministic, Operation
 from vmm.explore.calls import Acting
 from vmm.explore.chip import Chips
+from vmm.explore.heap import Arena
+from vmm.explore.own_code import Outside, callable_or_refuse, refuse_what_is_not_kept, state_or_refuse
 from vmm.explore.parts import GSI, Guest, Hardware, Thread, Timer, Worker
 from vmm.explore.search import Scenario
 from vmm.kernel import invariants
@@ -41,6 +44,10 @@ if TYPE_CHECKING:
     from vmm.explore.actors import Guard
     from vmm.explore.search import Check
     from vmm.order import WorkQueue
+
+
+ACTORS = 120
+"""At most; a state has a byte for each step's actor."""
 
 
 class Parts(NamedTuple):
@@ -111,6 +118,9 @@ class Board:
         self._guests: list[Actor] = []
         self._workers: tuple[Actor, ...] | None = None
         self.nests_locks = False
+        self._own: list[object] = []
+        """The scene's own functions that act."""
+        self._outside: Outside | None = None
         self.assigns = 0
         """How many calls of the scene's threads assign an irqfd."""
         self._live: list[tuple[str, Callable[[], bool]]] = []
@@ -148,6 +158,8 @@ class Board:
 
     def eventfd(self, name: str, count: int = 0, semaphore: bool = False) -> int:
         """A new eventfd: its descriptor. UsageError if there is one of that name."""
+        if not isinstance(name, str) or not name or not name.isprintable() or " " in name:
+            raise UsageError(f"{name!r} is no name of an eventfd: a text without blanks")
         if name in self._fds:
             raise UsageError(f"there is an eventfd {name!r} already")
         ctx = self.parts.ctx(self.files.domain, name, count, semaphore)
@@ -194,6 +206,7 @@ class Board:
 
     def live(self, rule: str, goal: Callable[[], bool]) -> None:
         """`goal` (pure) comes true again and again, whatever happens; else `rule` is broken."""
+        callable_or_refuse(goal, "a goal")
         self._live.append((rule, goal))
 
     def guest(self, serve: bool = True) -> None:
@@ -216,6 +229,8 @@ class Board:
 
         Its doings are nobody's calls: what others' come to is judged as if it had done nothing.
         """
+        self.own(function, "what a worker does")
+        self.own(ready, "when a worker is ready")
         self._guests.append(Actor(name, (Operation(name, function, ready),), repeats=True))
 
     def pool(self, *workers: Actor) -> None:
@@ -227,8 +242,10 @@ class Board:
         for number in numbers:
             if number == "L4":
                 self._returns = True
-            else:
+            elif number in rules.GOALS:
                 self.live(number, partial(rules.GOALS[number], self))
+            else:
+                raise UsageError(f"there is no goal {number!r}; there are {', '.join(sorted({'L4', *rules.GOALS}))}")
 
     def nest_locks(self) -> None:
         """Ask S15 of the scene as well: locks are taken in one order."""
@@ -238,9 +255,33 @@ class Board:
         """One more CPU: its number."""
         return self.chips.add_cpu()
 
+    def refuse_cpu(self, cpu: int) -> None:
+        """UsageError for a CPU that there is not."""
+        count = len(self.chips.lapics)
+        if cpu not in range(count):
+            raise UsageError(f"there is no CPU {cpu!r}; there are {count}, from 0, and board.another_cpu() adds one")
+
     def state(self, *objects: State) -> None:
         """Objects of the scenario's own that operations change."""
-        self._states += objects
+        self._states += map(state_or_refuse, objects)
+
+    def own(self, function: object, what: str) -> None:
+        """Something of the scene's own acts, or says when somebody may: UsageError if it is no function."""
+        callable_or_refuse(function, what)
+        self._own.append(function)
+
+    def refuse_what_changed(self) -> None:
+        """NotDeterministic if the scene's own functions have changed what the search does not put back."""
+        changed = self._outside.changed() if self._outside is not None else None
+        if changed is None:
+            return
+        name, function = changed
+        fault = NotDeterministic(
+            f"{name!r} changes, and is no State that the board knows, so it is not put back when another order is "
+            f"tried: keep it in a vmm.order.State, and name that by board.state()"
+        )
+        fault.where = function.__code__.co_filename, function.__code__.co_firstlineno
+        raise fault
 
     # Asking.
 
@@ -427,6 +468,13 @@ class Board:
         actors += self._queue_workers() if self._workers is None else self._workers
         roots = (self.vm, self.files, self.executor, self.pin, *self._threads.values(), *self._ctxs.values())
         states = (*roots, *self.devices, *self._states)
+        for state in self._states:
+            if type(state).__module__.partition(".")[0] not in ("vmm", "devices"):
+                refuse_what_is_not_kept(state)
+        if len(actors) > ACTORS:
+            raise UsageError(f"{len(actors)} actors: there can be {ACTORS}")
+        if self._own:
+            self._outside = Outside(self._own, Arena(*states).names)
         live = [*self._live]
         if self._returns:
             live += [("L4", partial(rules.returned, thread)) for thread in self._threads.values()]
@@ -445,11 +493,13 @@ class Board:
 
 
 def _text_or_none(check: Check) -> Check:
-    """A check that is reported with its line if it returns something else."""
+    """A check that is reported with its line if it returns something else. UsageError if it is no function."""
+    callable_or_refuse(check, "a check")
 
+    @functools.wraps(check)
     def checked() -> str | None:
         said: object = check()
-        if said is None or isinstance(said, str):
+        if said is None or (isinstance(said, str) and said):
             return said
         code = getattr(check, "__code__", None)
         where = f"{code.co_filename}:{code.co_firstlineno}: " if code is not None else ""

@@ -6,8 +6,10 @@ import errno
 import sys
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from vmm.errors import UsageError
 from vmm.explore import rules
-from vmm.explore.actors import Actor, Operation
+from vmm.explore.actors import Actor, CannotExplore, Operation
+from vmm.explore.own_code import is_never_run, is_own
 from vmm.explore.parts import GSI, Thread
 from vmm.kernel import invariants
 from vmm.kernel.eoifd import KVM_EOIFD_FLAG_DEASSIGN, KVM_EOIFD_FLAG_LEVEL_IRQFD, KVM_IRQFD_FLAG_LEVEL
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from vmm.explore.board import Board
     from vmm.kernel.files import EventfdCtx
 
-Kind = Literal["I+", "I-", "E+", "E-", "C", "SIG", "EOI", "VM", ""]
+Kind = Literal["I+", "I-", "E+", "E-", "C", "SIG", "EOI", "VM", "ioctl", ""]
 _UNSEEN = View((), ())
 _OURS = (__name__, "vmm.explore.board")
 
@@ -67,7 +69,9 @@ class Call(State):
             except OSError as refused:
                 error = refused.errno or errno.EIO
         else:
-            self.function()
+            if is_never_run(self.function()):
+                raise CannotExplore(f"{self.text} has a yield or is async: called, it does nothing")
+            self.board.refuse_what_changed()
         if self.kind == "I-" and not error and not self.board.assigns:
             self._check_gone()
         thread.busy = False
@@ -90,7 +94,7 @@ class Call(State):
 
     def judge(self, error: int) -> None:
         """What the invariants say of this one operation. Nobody else did anything meanwhile, or is about to."""
-        if self.kind in ("", "EOI", "SIG", "VM"):
+        if self.kind in ("", "EOI", "SIG", "VM", "ioctl"):
             return
         vm = self.board.vm
         ledger = self.board.ledger()
@@ -112,16 +116,29 @@ class Acting:
     def __init__(self, board: Board, thread: Thread, any_order: bool) -> None:
         self._board = board
         self._thread = thread
+        if not isinstance(thread.name, str) or not thread.name or not thread.name.isprintable():
+            raise UsageError(f"{thread.name!r} is no name of a thread: a text")
         self._any_order = any_order
         self._operations: list[Operation] = []
 
     def _call(
-        self, text: str, function: Callable[[], object], kind: Kind = "", name: str = "", when: Guard | None = None
+        self,
+        text: str,
+        function: Callable[[], object],
+        kind: Kind = "",
+        name: str = "",
+        when: Guard | None = None,
+        own: bool = False,
     ) -> None:
+        if own:
+            self._board.own(function, f"what {self._thread.name} runs as {text!r}")
+        if when is not None and is_own(when):
+            self._board.own(when, f"`when` of {text}")
+            own = True
         if self._any_order:
             when = self._idle_and(when)
         call = Call(self._board, self._thread, text, function, kind, self._board.ctx(name) if name else None)
-        self._operations.append(Operation(text, call.perform, when))
+        self._operations.append(Operation(text, call.perform, when, own))
 
     def _idle_and(self, when: Guard | None) -> Guard:
         is_idle = self._thread.is_idle
@@ -214,6 +231,7 @@ class Acting:
     def take(self, serve: bool = False, cpu: int = 0) -> None:
         """The first half of it."""
         board = self._board
+        board.refuse_cpu(cpu)
 
         def handle() -> None:
             board.pin.take(cpu)
@@ -226,6 +244,7 @@ class Acting:
 
     def eoi(self, cpu: int = 0) -> None:
         """The second half."""
+        self._board.refuse_cpu(cpu)
         self._call("EOI" + _on(cpu), Eoi(self._board, cpu).end, "EOI")
 
     def serve(self, device: str) -> None:
@@ -243,16 +262,20 @@ class Acting:
     def line(self, level: int, when: Guard | None = None) -> None:
         """KVM_IRQ_LINE of the GSI, which is source 0."""
         board = self._board
-        self._call(f"line {level}", lambda: board.vm.irq_line(GSI, level), "", "", when)
+        if level not in (0, 1):
+            raise UsageError(f"a line is at 0 or 1, and not at {level!r}")
+        self._call(f"line {level:d}", lambda: board.vm.irq_line(GSI, level), "ioctl", "", when)
 
     def reroute(self, pin: int, gsi: int = GSI) -> None:
         """KVM_SET_GSI_ROUTING: `pin` of the I/O APIC belongs to `gsi` from now on, and no other pin to any."""
         board, routes = self._board, [Route.irqchip(gsi, KVM_IRQCHIP_IOAPIC, pin)]
-        self._call(f"route {gsi} to pin {pin}", lambda: board.vm.set_gsi_routing(routes))
+        self._call(f"route {gsi} to pin {pin}", lambda: board.vm.set_gsi_routing(routes), "ioctl")
 
     def run(self, text: str, function: Callable[[], object], when: Guard | None = None) -> None:
         """Anything. What it raises is a fault of the scenario, unless the kernel's code raised it."""
-        self._call(text, function, "", "", when)
+        if not isinstance(text, str) or not text:
+            raise UsageError(f"what is run is called by a text, and not {text!r}")
+        self._call(text, function, "", "", when, own=True)
 
 
 class Eoi(State):

@@ -16,7 +16,8 @@ import gc
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from vmm.explore.actors import NotDeterministic, Standing
+from vmm.explore.actors import CannotExplore, NotDeterministic, Standing
+from vmm.explore.heap import is_kept
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -153,6 +154,8 @@ class Footprints:
         self.run = 0
         """Steps that were run, those for a check included."""
         self.sums = stage.arena.sums
+        self._changed: list[int] = []
+        """Fields that the last guard or check has written."""
         self._checks: dict[Callable[[], Any], Any] = {}
 
     def __enter__(self) -> Footprints:
@@ -213,8 +216,19 @@ class Footprints:
 
     def _ask(self, place: Place, heap: Heap) -> Answer:
         answer, fields = self._noted(lambda: self.stage.ask(place), heap)
+        if self._changed:
+            raise self._blamed(place, f"{place.name}: its `when` changes {self._named(self._changed)}")
+        if not place.step and self.stage.actors[place.actor].at(place.done).own:
+            again, _ = self._noted(lambda: self.stage.ask(place), heap)
+            if bool(again.says) is not bool(answer.says):
+                raise self._blamed(place, f"{place.name}: its `when` says {answer.says!r}, and then {again.says!r}")
         place.ask = self._grown(place.ask, fields, heap, answer, f"the guard of {place!r}")
         return answer
+
+    def _blamed(self, place: Place, text: str) -> NotDeterministic:
+        fault = NotDeterministic(text)
+        fault.operation = self.stage.actors[place.actor].at(place.done)
+        return fault
 
     def says(self, check: Callable[[], Any], heap: Heap) -> Any:
         """What a check that has no effect on the heap says of a state."""
@@ -226,6 +240,8 @@ class Footprints:
             end = self._find(self._checks[check], heap)
         if end is None:
             end, fields = self._noted(check, heap)
+            if self._changed:
+                raise _looks_only(check, self._named(self._changed))
             heap = self.arena.padded(heap)
             try:
                 self._checks[check] = grown(self._checks.get(check), fields, heap, end)
@@ -234,9 +250,10 @@ class Footprints:
         return end.says
 
     def _noted(self, question: Callable[[], Any], heap: Heap) -> tuple[Answer, tuple[int, ...]]:
-        """What a question says of a heap, and which fields it looked at."""
+        """What a question says of a heap, and which fields it looked at. `_changed`: it was more than a question."""
         arena = self.arena
         arena.put(heap)
+        dirty = frozenset(arena.dirty)
         arena.handed.clear()
         arena.touched.clear()
         arena.noting = True
@@ -244,6 +261,7 @@ class Footprints:
             answer = Answer(question())
         finally:
             arena.noting = False
+        self._changed = sorted(arena.dirty - dirty) if len(arena.dirty) > len(dirty) else []
         return answer, tuple(arena.touched)
 
     def _grown(self, tree: Any, fields: tuple[int, ...], heap: Heap, end: Any, what: str) -> Any:
@@ -284,9 +302,28 @@ class Footprints:
 
     def _run(self, heap: Heap, standings: tuple[Standing, ...], mark: int, n: int, known: Outcome | None) -> Step:
         """Run the code, and remember what it did; or compare, if that is known."""
-        arena, standing = self.arena, standings[n]
-        place = standing.place
+        place = standings[n].place
         self.acting = n
+        after, now, outcome, before = self._once(heap, standings[n], n)
+        if known is None and self.stage.actors[n].at(place.done).own:
+            known = outcome
+            after, now, outcome, before = self._once(heap, standings[n], n)
+            place.tree = self._grown(place.tree, known.reads, before, known, f"what {place!r} does")
+        if known is None:
+            place.tree = self._grown(place.tree, outcome.reads, before, outcome, f"what {place!r} does")
+        elif not outcome.same(known):
+            raise NotDeterministic(
+                f"{place.name} did something else {'at ' + place.step if place.step else 'in its first step'} than "
+                f"before: {self._difference(outcome, known)}; it depends on something that is no State"
+            )
+        change = outcome.change
+        for field in outcome.blind:
+            change ^= self.sums[field][before[field]]
+        return outcome.step, after, (*standings[:n], now, *standings[n + 1 :]), mark ^ change
+
+    def _once(self, heap: Heap, standing: Standing, n: int) -> tuple[Heap, Standing, Outcome, Heap]:
+        """Run a step's code: the heap then, where the actor is, what it did, and the heap before it, padded."""
+        arena, place = self.arena, standing.place
         self.run += 1
         if not self.run % COLLECT:
             gc.collect()
@@ -305,25 +342,40 @@ class Footprints:
             strange = sorted(known_writes - read.union(blind))
             raise NotDeterministic(f"{place!r} changed {self._named(strange)} behind the explorer's back")
         writes += [(f, after[f]) for f in blind if f not in known_writes]
+        if self.stage.actors[n].at(place.done).own:
+            self._refuse_what_is_not_kept(place, writes)
         change = place.sum ^ now.place.sum
         for field, value in writes:
             change ^= arena.sums[field][value]
             if field in read:
                 change ^= arena.sums[field][before[field]]
-        outcome = Outcome(now.place, name, tuple(reads), tuple(sorted(writes)), blind, change)
-        for field in blind:
-            change ^= arena.sums[field][before[field]]
-        if known is None:
-            place.tree = self._grown(place.tree, outcome.reads, before, outcome, f"what {place!r} does")
-        elif not outcome.same(known):
-            raise NotDeterministic(
-                f"{place.name} did something else {'at ' + place.step if place.step else 'in its first step'} than "
-                f"before: it went to {name}, and to {known.step} then; it depends on something that is no State"
-            )
-        return name, after, (*standings[:n], now, *standings[n + 1 :]), mark ^ change
+        return after, now, Outcome(now.place, name, tuple(reads), tuple(sorted(writes)), blind, change), before
+
+    def _refuse_what_is_not_kept(self, place: Place, writes: list[tuple[int, int]]) -> None:
+        for field, number in writes:
+            value = self.arena.values[number]
+            owner = type(self.arena.fields[field].thing)
+            if owner.__module__.partition(".")[0] not in ("vmm", "devices") and not is_kept(value):
+                raise CannotExplore(f"{place.name} made {self._named([field])} {value!r}: make it a tuple")
+
+    def _difference(self, one: Outcome, other: Outcome) -> str:
+        """In what an outcome differs from one before."""
+        if one.place is not other.place or one.step != other.step:
+            return f"it went to {one.step}, and to {other.step} then"
+        if one.writes != other.writes:
+            fields = sorted({field for field, _ in {*one.writes} ^ {*other.writes}})
+            return f"it left {self._named(fields)} otherwise"
+        return f"it looked at {self._named(sorted({*one.reads} ^ {*other.reads})) or 'the same, in another order'}"
 
     def _named(self, fields: list[int]) -> str:
         return ", ".join(f"{type(self.arena.fields[f].thing).__name__}.{self.arena.fields[f].slot}" for f in fields)
+
+
+def _looks_only(check: Callable[[], Any], changed: str) -> NotDeterministic:
+    fault = NotDeterministic(f"a check changes {changed}; it may only look")
+    code = getattr(getattr(check, "__wrapped__", check), "__code__", None)
+    fault.where = (code.co_filename, code.co_firstlineno) if code is not None else None
+    return fault
 
 
 _new: Any = tuple.__new__

@@ -34,6 +34,12 @@ Heap = tuple[int, ...]
 
 NONE = 0
 """The number of None."""
+
+
+class NotKept(TypeError):
+    """A value that has no name that is the same in every process, or that could not be put back."""
+
+
 _PLAIN_TYPES = frozenset((int, bool, str, bytes, type(None)))
 _CONTAINERS = frozenset((list, deque, dict, bytearray))
 """What a slot may hold all the time and change in place. Its content is copied, and put back into the same object."""
@@ -209,7 +215,7 @@ class Arena:
                 setattr(found, slot, None)
             self._enter(found, "@" + ".".join(map(str, name)), wiring=True)
         elif type(found) is not cls:
-            raise TypeError(f"{name} was a {type(found).__name__} and is now a {cls.__name__}: not deterministic")
+            raise NotKept(f"{name} was a {type(found).__name__} and is now a {cls.__name__}: not deterministic")
         return found
 
     # Watching.
@@ -270,7 +276,7 @@ class Arena:
         if field.container is None:
             return self.number(value)
         if type(value) is not field.container:
-            raise TypeError(f"{type(field.thing).__name__}.{field.slot} is a {type(value).__name__} now")
+            raise NotKept(f"{type(field.thing).__name__}.{field.slot} is a {type(value).__name__} now")
         return self.number(_content(value))
 
     def number(self, value: Any) -> int:
@@ -285,7 +291,7 @@ class Arena:
             # Format 0 has no back references and does not look at interning.
             key = marshal.dumps(self.canonical(value), 0)
         except (KeyError, ValueError):
-            raise TypeError("a value has no stable name in this process") from None
+            raise NotKept(f"{value!r} has no name that is the same in every process") from None
         return self._number(key, value)
 
     def _number(self, key: bytes, value: object) -> int:
@@ -335,7 +341,7 @@ class Arena:
         return tuple(held[id(value)] for value in values if type(value) in _CONTAINERS and id(value) in held)
 
     def canonical(self, value: object) -> Any:
-        """A value as plain numbers, strings and tuples. TypeError for what has no stable name."""
+        """A value as plain numbers, strings and tuples. NotKept for what has no stable name."""
         if type(value) in _PLAIN_TYPES:
             return value
         if isinstance(value, State):
@@ -358,7 +364,7 @@ class Arena:
             return ("bytes", bytes(value))
         atom = self.atoms.get(id(value))
         if atom is None:
-            raise TypeError(f"{type(value).__qualname__} has no name that is the same in every process: {value!r}")
+            raise NotKept(f"a {type(value).__qualname__} has no name that is the same in every process: {value!r}")
         return atom
 
     def check(self) -> None:
@@ -373,6 +379,17 @@ class Arena:
             if isinstance(value, (list, dict, set, deque, bytearray)) and type(value) is not field.container:
                 owner = type(field.thing).__name__
                 raise TypeError(f"{owner}.{field.slot} became a {type(value).__name__}: make it a tuple")
+
+
+def is_kept(value: object, nested: bool = True) -> bool:
+    """A value that can be put back as it was: nothing in it changes in place, but a container in a slot itself."""
+    if type(value) in _PLAIN_TYPES or isinstance(value, (State, MethodType, FunctionType, enum.Enum, type)):
+        return True
+    if type(value) is dict and not nested:
+        return all(is_kept(key) and is_kept(item) for key, item in value.items())
+    if isinstance(value, tuple) or (type(value) in _CONTAINERS and not nested):
+        return all(map(is_kept, value))  # type: ignore[call-overload]
+    return isinstance(value, BaseException)
 
 
 def _content(container: Any) -> tuple[Any, ...] | bytes:

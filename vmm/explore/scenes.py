@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import sysconfig
 import time
 import traceback
 from pathlib import Path
@@ -19,6 +18,7 @@ from vmm.errors import UsageError, VintxError
 from vmm.explore.actors import NotDeterministic
 from vmm.explore.board import Board, Parts
 from vmm.explore.calls import Call
+from vmm.explore.own_code import LIBRARIES, MODULE, OURS, is_never_run, is_within
 from vmm.explore.search import Finding, Scenario, explore
 from vmm.kernel.policies import POLICIES
 
@@ -33,8 +33,6 @@ PREFIX = "explore_"
 LIMIT = 200_000
 """States, unless another limit is asked for."""
 REAL = Parts()
-_OURS = tuple(Path(__file__).parents[2] / name for name in ("vmm", "devices", "machine"))
-_LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
 
 
 class ScenarioFault(UsageError):
@@ -44,6 +42,7 @@ class ScenarioFault(UsageError):
         super().__init__(f"{path}:{line}: {what}" if line else f"{path}: {what}")
         self.path = path
         self.line = line
+        self.what = what
 
 
 class Setup(NamedTuple):
@@ -94,54 +93,84 @@ def load(name: str) -> Family:
 
     UsageError, ScenarioFault.
     """
-    path = SHIPPED / f"{name.replace('-', '_')}.py" if name in shipped() else Path(name)
+    path = SHIPPED / f"{name.replace('-', '_')}.py" if name in shipped() else Path(name).absolute()
     if not path.is_file() and re.fullmatch(r"[Zz]\d\d", name):
         from vmm.explore import zoo
 
         return zoo.bug(name).family()
+    if path.is_dir():
+        raise UsageError(f"{name} is a directory: give a file, or one of {', '.join(shipped())}")
     if not path.is_file():
         raise UsageError(f"there is no scenario {name!r}: give a file, or one of {', '.join(shipped())}")
-    spec = importlib.util.spec_from_file_location(f"vintx_scenario_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"{MODULE}{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UsageError(f"{name}: a scenario is a Python file, and its name ends in .py")
     module = importlib.util.module_from_spec(spec)
-    with _Blame(str(path)):
+    with _Blame(str(path), all_of_it=True):
         spec.loader.exec_module(module)
     scenes = {
         key.removeprefix(PREFIX).replace("_", "-"): value
         for key, value in vars(module).items()
-        if key.startswith(PREFIX) and callable(value)
+        if key.startswith(PREFIX) and key != PREFIX and callable(value)
     }
     if not scenes:
         raise ScenarioFault(str(path), 0, f"no function of it begins with {PREFIX}")
-    same_end = tuple(tuple(pair) for pair in getattr(module, "SAME_END", ()))
-    for pair in same_end:
-        if len(pair) != 2 or not set(pair) <= set(scenes):
-            raise ScenarioFault(str(path), 0, f"SAME_END names {pair}; the scenes are {', '.join(scenes)}")
-    policies = tuple(getattr(module, "POLICIES", POLICIES))
+    same_end = _pairs(getattr(module, "SAME_END", ()), str(path), scenes)
+    policies = _policies(getattr(module, "POLICIES", tuple(POLICIES)), str(path))
     return Family(path.stem.replace("_", "-"), str(path), scenes, same_end, policies)
 
 
-class _Blame:
-    """Turns what a scenario's own code raises into a ScenarioFault; lets errors of ours pass."""
+def _pairs(value: object, path: str, scenes: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """SAME_END of a file."""
+    if not isinstance(value, (tuple, list)):
+        raise ScenarioFault(path, 0, f'SAME_END is (("one", "other"), ...), pairs of scenes, and not {value!r}')
+    for pair in value:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not set(pair) <= set(scenes):
+            raise ScenarioFault(path, 0, f"SAME_END names {pair!r}, and wants pairs of {', '.join(scenes)}")
+    return tuple((one, other) for one, other in value)
 
-    def __init__(self, path: str) -> None:
+
+def _policies(value: object, path: str) -> tuple[str, ...]:
+    """POLICIES of a file."""
+    if not isinstance(value, (tuple, list)) or not value:
+        raise ScenarioFault(path, 0, f'POLICIES is ("resample", ...), the rules that it is for, and not {value!r}')
+    unknown = [policy for policy in value if policy not in POLICIES]
+    if unknown:
+        raise ScenarioFault(path, 0, f"POLICIES names {unknown[0]!r}; there are {', '.join(POLICIES)}")
+    return tuple(value)
+
+
+class _Blame:
+    """Turns what a scenario's own code raises into a ScenarioFault; lets errors of ours pass, unless `all_of_it` is
+    the scenario's.
+    """
+
+    def __init__(self, path: str, all_of_it: bool = False) -> None:
         self.path = path
+        self.all_of_it = all_of_it
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, _kind: object, error: BaseException | None, _tb: object) -> None:
-        if isinstance(error, ScenarioFault) or not isinstance(error, Exception):
+        if error is None or isinstance(error, (ScenarioFault, KeyboardInterrupt, GeneratorExit)):
             return
         if isinstance(error, NotDeterministic):
             raise _not_deterministic(self.path, error) from error
         path, line = self.path, line_in(self.path, error)
         if not line:
             path, line = users_line(error)
-        if line:
-            what = str(error) if isinstance(error, VintxError) else f"{type(error).__name__}: {error}"
-            raise ScenarioFault(path, line, what) from error
+        if not line and self.all_of_it and not isinstance(error, VintxError):
+            path = self.path
+        elif not line:
+            return
+        raise ScenarioFault(path, line, str(error) if isinstance(error, VintxError) else in_words(error)) from error
+
+
+def in_words(error: BaseException) -> str:
+    """What was raised, in a line."""
+    text = str(error.args[0] if isinstance(error, SyntaxError) and error.args else error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def line_in(path: str, error: BaseException) -> int:
@@ -157,19 +186,16 @@ def users_line(error: BaseException) -> tuple[str, int]:
     user's, the innermost code is ours.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    while frames and _is_within(frames[-1].filename, _LIBRARIES) and not _is_within(frames[-1].filename, _OURS):
+    while frames and is_within(frames[-1].filename, LIBRARIES) and not is_within(frames[-1].filename, OURS):
         frames.pop()
-    if not frames or _is_within(frames[-1].filename, _OURS):
+    if not frames or is_within(frames[-1].filename, OURS):
         return "", 0
     return frames[-1].filename, frames[-1].lineno or 0
 
 
-def _is_within(name: str, folders: tuple[Path, ...]) -> bool:
-    return name.startswith("<") or any(Path(name).is_relative_to(folder) for folder in folders)
-
-
 def _not_deterministic(path: str, error: NotDeterministic) -> ScenarioFault:
-    return ScenarioFault(path, _line_of(path, error.operation), f"not deterministic: {error}")
+    file, line = error.where or (path, _line_of(path, error.operation))
+    return ScenarioFault(file, line, f"{error.says}: {error}")
 
 
 def _line_of(path: str, operation: Operation | None) -> int:
@@ -187,13 +213,29 @@ def set_up(family: Family, scene: str, setup: Setup) -> tuple[Board, Scenario]:
         raise UsageError(f"{family.name} is for {', '.join(family.policies)}, not {setup.policy}")
     setup = _dressed(family, setup)
     board = setup.board()
-    with _Blame(family.path):
-        family.scenes[scene](board)
-        scenario = board.scenario()
+    scenario = _write(family, scene, board)
     for pair in family.same_end:
         if pair[1] == scene:
             _compare(family, pair[0], setup, board)
     return board, scenario
+
+
+def _write(family: Family, scene: str, board: Board) -> Scenario:
+    """Let a scene write on a board. ScenarioFault."""
+    function = family.scenes[scene]
+    code = getattr(function, "__code__", None)
+    line = code.co_firstlineno if code is not None and code.co_filename == family.path else 0
+    try:
+        with _Blame(family.path, all_of_it=Path(family.path).is_absolute()):
+            if is_never_run(function(board)):
+                raise UsageError(f"{code.co_name if code else scene} has a yield or is async: nothing of it was run")
+            return board.scenario()
+    except ScenarioFault as fault:
+        if fault.line or fault.path != family.path:
+            raise
+        raise ScenarioFault(family.path, line, fault.what) from fault.__cause__
+    except UsageError as error:
+        raise ScenarioFault(family.path, line, str(error)) from error
 
 
 def _dressed(family: Family, setup: Setup) -> Setup:
@@ -207,9 +249,8 @@ def _compare(family: Family, other: str, setup: Setup, board: Board) -> None:
     """Let the board be compared with all ends of another scene, if those can be had."""
     twin = setup.board()
     ends: set[Any] = set()
+    scenario = _write(family, other, twin)
     with _Blame(family.path):
-        family.scenes[other](twin)
-        scenario = twin.scenario()
 
         def note() -> None:
             ends.add(twin.view())
@@ -244,6 +285,7 @@ def run(
         result = search(scenario, limit)
         if board.nests_locks and result.complete and result.finding is None:
             result = _with_locks(scenario, result, limit)
+        board.refuse_what_changed()
     seconds = time.perf_counter() - began
     if result.finding is not None and result.finding.cause is not None:
         blame(family, result.finding.cause)
@@ -265,4 +307,4 @@ def blame(family: Family, cause: BaseException) -> None:
     if not line and (innermost == family.path or isinstance(cause, (OSError, VintxError))):
         path, line = family.path, line_in(family.path, cause)
     if line:
-        raise ScenarioFault(path, line, f"{type(cause).__name__}: {cause}") from cause
+        raise ScenarioFault(path, line, in_words(cause)) from cause
