@@ -513,6 +513,15 @@ def test_pin_that_does_not_exist_is_ignored_by_set_irq_and_refused_by_pin_target
 
 
 @both
+@pytest.mark.parametrize("pin", [0, PINS - 1])
+def test_first_and_last_pin_can_be_wired(personality, pin):
+    chips = Chips(personality=personality)
+    chips.program(2 if personality == "qemu" and pin == 0 else pin, 0x8051)
+    chips.ioapic.pin_target(pin)(True)
+    assert chips.take() == 0x51
+
+
+@both
 def test_wire_drives_its_pin(personality):
     chips = Chips(personality=personality)
     chips.program(5, 0x8051)
