@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import struct
 
 import pytest
 from hypothesis import given
@@ -201,6 +202,23 @@ def test_structures_have_the_sizes_of_linux_kvm_h():
 def test_table_tells_its_routes():
     routes = (Route.irqchip(5, 2, 5), Route.msi(6, 0xFEE00000, 0x41))
     assert RoutingTable(list(routes)).routes == routes
+
+
+def test_tables_are_told_apart_by_their_routes():
+    one, same, other = ([Route.irqchip(5, 2, pin)] for pin in (5, 5, 6))
+    assert RoutingTable(one).canonical() == RoutingTable(same).canonical()
+    assert RoutingTable(one).canonical() != RoutingTable(other).canonical()
+
+
+def test_routes_bytes_are_those_of_the_structure():
+    pin = struct.pack("<6I24x", 5, 1, 0, 0, 2, 7)
+    message = struct.pack("<8I16x", 9, 2, 1, 0, 0xFEE0_1004, 1, 0x4041, 3)
+    assert Route.irqchip(5, 2, 7).build() == pin
+    assert Route.parse(pin) == Route(gsi=5, kind=1, chip=2, pin=7, address=0, data=0, flags=0, devid=0)
+    assert Route.msi(9, 0x1_FEE0_1004, 0x4041)._replace(flags=1, devid=3).build() == message
+    assert Route.parse(message) == Route(
+        gsi=9, kind=2, chip=0, pin=0, address=0x1_FEE0_1004, data=0x4041, flags=1, devid=3
+    )
 
 
 def test_route_of_a_message_has_no_device_id_unless_it_is_given():
