@@ -10,6 +10,7 @@ from tests.support.kvm_rig import LEVEL, KvmRig
 from vmm import order
 from vmm.kernel.eoifd import KVM_EOIFD_FLAG_DEASSIGN, KVM_EOIFD_FLAG_LEVEL_IRQFD
 from vmm.kernel.files import POLLHUP, POLLIN, DescriptorTable, WaitEntry
+from vmm.kernel.hold import POINTS
 from vmm.order import Lock, OrderError, Violation
 
 
@@ -59,6 +60,8 @@ def lives(rig: KvmRig):
     else:
         yield lambda: rig.vm.irqfd(a, 5, 2)
         yield lambda: rig.vm.eoifd(r, KVM_EOIFD_FLAG_LEVEL_IRQFD, a)
+        yield lambda: rig.vm.eoifd(r, KVM_EOIFD_FLAG_DEASSIGN, a)
+        yield lambda: rig.vm.eoifd(r, KVM_EOIFD_FLAG_LEVEL_IRQFD, a)
         yield lambda: rig.vm.irqfd(b, 5, 2)
     yield lambda: rig.assign(plain, 5)
     for fd in (a, plain, b, r):
@@ -97,6 +100,18 @@ def test_every_call_gives_back_every_lock_that_it_took(watcher, policy):
     assert len(watcher.locks) > 4
 
 
+def test_every_point_is_passed_in_some_kernel(watcher, monkeypatch):
+    passed: set[str] = set()
+    monkeypatch.setattr(order, "hook", lambda point, _subject: passed.add(point))
+    for options in ({}, {"era": "5.11"}, {"policy": "eoifd-v5"}):
+        rig = watcher.rig = KvmRig(**options)
+        for call in lives(rig):
+            with contextlib.suppress(OSError):
+                call()
+            rig.drain()
+    assert passed >= set(POINTS)
+
+
 def test_eventfd_gives_its_lock_back_whoever_waits(watcher):
     files = DescriptorTable()
     ctx = files.ctx_fdget(files.eventfd())
@@ -131,6 +146,8 @@ def freed(rig: KvmRig):
     irqfd = rig.vm.irqfds.items[0]
     ctx, file = irqfd.ctx, rig.files.file(a)
     used = [(irqfd, "wakeup", POLLIN), (irqfd, "inject"), (irqfd, "shutdown")]
+    if policy == "resample":
+        used.append((irqfd.resampler, "touch", "irqfd_resampler_ack"))
     if policy != "resample":
         eoifd, source = rig.vm.irqfds.eoifds[0], irqfd.source
         used += [(eoifd, "acked"), (eoifd, "shutdown")]
@@ -149,8 +166,9 @@ def test_use_of_what_is_gone_is_a_violation(watcher, policy):
     rig = watcher.rig = KvmRig(policy=policy)
     for subject, name, *args in freed(rig):
         assert subject.freed_by, f"{subject!r} lives"
-        with pytest.raises(Violation, match="use-after-free"):
+        with pytest.raises(Violation, match="use-after-free") as found:
             getattr(subject, name)(*args)
+        assert found.value.subject is subject
 
 
 @pytest.mark.parametrize("policy", ["resample", "eoifd-v5"])

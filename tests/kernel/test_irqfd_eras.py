@@ -15,6 +15,8 @@ import vmm.kernel.gsi
 import vmm.kernel.irqfd
 from tests.support.kvm_rig import LEVEL, MASKED, KvmRig
 from vmm.kernel.eras import ERAS
+from vmm.kernel.files import POLLHUP, WaitEntry
+from vmm.kernel.gsi import Route
 from vmm.kernel.kvm import Vm
 from vmm.kernel.poll import FdHandler
 from vmm.order import WorkQueue
@@ -49,6 +51,29 @@ def test_poller_in_user_space_sees_the_event_until_irqfds_consume_it(era, seen, 
     assert rig.inta() == 0x51
     assert len(polled) == seen
     assert rig.files.file(a).ctx.count == left
+
+
+@pytest.mark.parametrize("era", list(ERAS))
+def test_message_needs_no_work_from_the_first_event_on(era):
+    rig = rig_of(era)
+    rig.vm.set_gsi_routing([Route.msi(5, 0xFEE00000, 0x41)])
+    a = rig.efd()
+    rig.assign(a)
+    rig.files.write(a, 1)
+    assert not rig.executor.pending
+    assert rig.inta() == 0x41
+
+
+@pytest.mark.parametrize("era", list(ERAS))
+def test_close_is_heard_by_all_who_wait_for_an_irqfds_eventfd(era):
+    rig = rig_of(era)
+    a = rig.efd()
+    heard: list[int] = []
+    rig.assign(a)
+    rig.files.file(a).ctx.add_wait_exclusive(WaitEntry(lambda key: bool(heard.append(key))))
+    rig.close(a)
+    assert heard == [POLLHUP]
+    assert rig.vm.irqfds.items == ()
 
 
 @pytest.mark.parametrize("era", list(ERAS))
