@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from construct import StreamError
 
 from devices import ioapic
 from vmm.kernel import eoifd, files, gsi, hostkvm_abi, ioctl, irqfd, kvm
@@ -138,3 +139,16 @@ NUMBERS = {
 @pytest.mark.parametrize("module", NUMBERS, ids=lambda module: module.__name__)
 def test_numbers_are_those_of_the_interface(module):
     assert {name: getattr(module, name) for name in NUMBERS[module]} == NUMBERS[module]
+
+
+@pytest.mark.parametrize(("structure", "size"), [(irqfd.KvmIrqfd, 32), (eoifd.KvmEoifd, 32), (gsi.KvmIrqLevel, 8)])
+def test_structures_have_the_sizes_of_the_interface(structure, size):
+    assert structure.sizeof() == size
+
+
+@pytest.mark.parametrize("kind", [1, 2, 3])
+def test_entry_of_the_routing_table_has_48_bytes_whatever_its_kind(kind):
+    entry = bytes([5, 0, 0, 0, kind, 0, 0, 0, *bytes(40)])
+    assert gsi.KvmIrqRoutingEntry.build(gsi.KvmIrqRoutingEntry.parse(entry)) == entry
+    with pytest.raises(StreamError):
+        gsi.KvmIrqRoutingEntry.parse(entry[:-1])
