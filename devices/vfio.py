@@ -335,11 +335,12 @@ class VfioDevice:
         size = self.get_region_info(index).size
         if offset < 0 or count < 0 or offset + count > size:
             raise os_error(errno.EINVAL, f"{self.name}: region {index} has {size:#x} bytes, not {offset:#x}+{count:#x}")
-        if index <= VFIO_PCI_BAR5_REGION_INDEX and not self._decodes(self.bar(index)):
+        bar = self.bar(index)
+        if bar is not None and not self._decodes(bar):
             raise os_error(errno.EIO, f"{self.name}: BAR{index} is not decoded: COMMAND has it disabled")
 
-    def _decodes(self, bar: Bar | None) -> bool:
-        need = cfg.COMMAND_IO if bar is not None and bar.io else cfg.COMMAND_MEMORY
+    def _decodes(self, bar: Bar) -> bool:
+        need = cfg.COMMAND_IO if bar.io else cfg.COMMAND_MEMORY
         return bool(self.device.config.data[cfg.COMMAND] & need)
 
     def bar_read(self, index: int, offset: int, size: int) -> int:
@@ -413,15 +414,13 @@ class VfioDevice:
 
     def _write_command(self, offset: int, size: int, value: int) -> None:
         """Everything but INTx disable goes to the device, whose own INTx disable is VFIO's mask."""
-        physical = self.device.config
-        command = physical.get(cfg.COMMAND, 2) & ~cfg.COMMAND_INTX_DISABLE
-        command |= self.intx.virq_disabled * cfg.COMMAND_INTX_DISABLE
+        physical = self.device.config.get(cfg.COMMAND, 2)
+        command = physical & ~cfg.COMMAND_INTX_DISABLE | self.intx.virq_disabled * cfg.COMMAND_INTX_DISABLE
         for i in range(size):
             shift = 8 * (offset + i - cfg.COMMAND)
             if shift in (0, 8):
                 command = command & ~(0xFF << shift) | (value >> 8 * i & 0xFF) << shift
-        command &= cfg.COMMAND_WRITABLE
-        masked = physical.get(cfg.COMMAND, 2) & cfg.COMMAND_INTX_DISABLE
+        masked = physical & cfg.COMMAND_INTX_DISABLE
         self.device.config_write(cfg.COMMAND, 2, command & ~cfg.COMMAND_INTX_DISABLE | masked)
         self.intx.set_virq_disabled(bool(command & cfg.COMMAND_INTX_DISABLE))
 

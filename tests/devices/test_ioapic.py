@@ -172,6 +172,18 @@ def test_guest_cannot_clear_remote_irr_by_writing_zero(personality):
 
 
 @both
+def test_write_as_level_keeps_remote_irr_and_as_edge_ends_it_at_once(personality):
+    chips = Chips(personality=personality)
+    chips.program(5, 0x8051)
+    chips.ioapic.set_irq(5, 0, True)
+    chips.ioapic.set_irq(5, 0, False)
+    chips.program(5, 0x8052)
+    assert chips.entry(5) == 0xC052
+    chips.program(5, 0x52)
+    assert chips.entry(5) == 0x52
+
+
+@both
 def test_write_as_edge_clears_remote_irr(personality):
     chips = Chips(personality=personality)
     chips.program(5, 0x8051)
@@ -208,6 +220,14 @@ def test_eoi_of_another_vector_leaves_remote_irr(personality):
 
 
 # Ack notifiers.
+
+
+@both
+def test_who_listens_hears_of_each_change_of_a_mask(personality):
+    chips = Chips(personality=personality)
+    for entry in (0x8051, 0x8052, 0x1_8052, 0x1_8053, 0x8053):
+        chips.program(5, entry)
+    assert chips.acks.masks == [(5, False), (5, True), (5, False)]
 
 
 @both
@@ -607,11 +627,17 @@ def test_identification_is_in_the_saved_state_and_four_bits_wide(personality):
 
 
 @both
+def test_selected_register_is_in_the_saved_state_and_eight_bits_wide(personality):
+    chips = Chips(personality=personality)
+    chips.ioapic.set_state(chips.ioapic.get_state()._replace(ioregsel=0x112))
+    assert chips.ioapic.mmio_read(ioapic.IOREGSEL, 4) == 0x12
+
+
+@both
 def test_registers_behind_the_last_entry_are_nothing(personality):
     chips = Chips(personality=personality)
     before = chips.ioapic.get_state()
-    for register in (ioapic.IOREDTBL + 2 * PINS, ioapic.IOREDTBL + 2 * PINS + 1, 0xFF):
-        chips.ioapic.mmio_write(0, 4, register)
-        chips.ioapic.mmio_write(0x10, 4, 0x51)
-        chips.ioapic.mmio_read(0x10, 4)
+    for register in (3, ioapic.IOREDTBL + 2 * PINS, ioapic.IOREDTBL + 2 * PINS + 1, 0xFF):
+        chips.write(register, 0x51)
+        assert chips.read(register) == {"kvm": 0xFFFF_FFFF, "qemu": 0}[personality]
     assert chips.ioapic.get_state()._replace(ioregsel=before.ioregsel) == before

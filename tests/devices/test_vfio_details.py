@@ -141,7 +141,15 @@ def test_write_reaches_the_device_whole_and_nothing_beside_it(device):
     device.config_write(at, 4, 0x44332211)
     device.config_write(at + 2, 2, 0x8877)
     device.config_write(at + 1, 1, 0x66)
-    assert device.device.config_seen == [(at, 4, 0x44332211), (at + 2, 2, 0x8877), (at + 1, 1, 0x66)]
+    device.config_write(cfg.STATUS, 2, 0xFFFF)
+    device.config_write(0, 4, 0x12345678)
+    assert device.device.config_seen == [
+        (at, 4, 0x44332211),
+        (at + 2, 2, 0x8877),
+        (at + 1, 1, 0x66),
+        (cfg.STATUS, 2, 0xFFFF),
+        (0, 4, 0x12345678),
+    ]
 
 
 def test_write_over_what_vfio_keeps_leaves_the_rest_to_the_device(device):
@@ -173,8 +181,10 @@ def test_command_is_written_by_bytes_as_by_words(device):
     assert device.config_read(cfg.COMMAND, 2) == cfg.COMMAND_MEMORY | cfg.COMMAND_INTX_DISABLE
     device.config_write(cfg.COMMAND, 1, cfg.COMMAND_IO)
     assert device.config_read(cfg.COMMAND, 2) == cfg.COMMAND_IO | cfg.COMMAND_INTX_DISABLE
+    device.device.config_seen.clear()
     device.config_write(cfg.COMMAND, 4, cfg.COMMAND_MASTER)
     assert device.config_read(cfg.COMMAND, 2) == cfg.COMMAND_MASTER
+    assert device.device.config_seen[0] == (cfg.COMMAND, 2, cfg.COMMAND_MASTER | cfg.COMMAND_INTX_DISABLE)
 
 
 def test_reset_keeps_command_as_the_user_has_it(device):
@@ -350,6 +360,22 @@ def test_last_bar_is_closed_with_its_decoding():
         device.region_read(5, 0, 4)
 
 
+def test_ports_are_closed_with_their_own_decoding():
+    class Ports(Recorder):
+        def realize(self, board):
+            PciDevice.realize(self, board)
+            self.register_bar(1, IoRegion("ports", 16, self._read, self._write), io=True)
+
+    board = VfioBoard()
+    board.device_class = lambda _driver: Ports
+    device = board.host().open("test", board.files, board.executor, board.trace)
+    device.config_write(cfg.COMMAND, 2, cfg.COMMAND_IO)
+    assert device.region_read(1, 4, 1) == b"\5"
+    device.config_write(cfg.COMMAND, 2, cfg.COMMAND_MEMORY)
+    with pytest.raises(OSError, match=rf"\[Errno {errno.EIO}\]"):
+        device.region_read(1, 4, 1)
+
+
 @pytest.mark.parametrize(("index", "action"), [(INTX, UNMASK), (INTX, TRIGGER), (REQ, TRIGGER)])
 def test_descriptor_zero_is_a_descriptor(index, action):
     board, device = opened()
@@ -367,10 +393,9 @@ def test_function_does_not_mask_at_the_host_unless_told_to():
     assert not isinstance(device.intx.hardware, ExclusiveIntx)
 
 
-def test_unmask_of_a_false_bool_unmasks_nothing():
+def test_mask_or_unmask_by_a_false_bool_changes_nothing():
     board, device = opened()
     device.set_irq_eventfd(INTX, TRIGGER, board.rig.efd())
-    device.set_irqs(NONE | MASK, INTX, 0, 1)
-    for data, masked in ((b"\0", True), (b"\1", False)):
-        device.set_irqs(BOOL | UNMASK, INTX, 0, 1, data)
+    for action, data, masked in ((MASK, 0, False), (MASK, 1, True), (UNMASK, 0, True), (UNMASK, 1, False)):
+        device.set_irqs(BOOL | action, INTX, 0, 1, bytes([data]))
         assert bool(device.device.config.get(cfg.COMMAND, 2) & cfg.COMMAND_INTX_DISABLE) == masked
