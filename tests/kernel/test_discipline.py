@@ -189,3 +189,61 @@ def test_what_is_deactivated_is_deactivated_once(policy):
             one.deactivate()
         one.wakeup(POLLHUP)
         assert one.shutdowns == 1
+
+
+CHANGES = {
+    "new routes": ("gsi.set-routing", lambda rig: rig.route({5: 5})),
+    "first member": ("irqfd.assign.resampler", lambda rig: rig.assign(rig.efd(), 7, rig.efd())),
+    "another member": ("irqfd.assign.resampler", lambda rig: rig.assign(rig.efd(), 5, rig.efd())),
+    "a plain irqfd goes": ("irqfd.deassign.flush", lambda rig: rig.deassign(rig.plain, 8)),
+    "a member goes": ("irqfd.shutdown.leave", lambda rig: rig.deassign(rig.first)),
+    "the last member goes": ("irqfd.shutdown.leave", lambda rig: rig.deassign(rig.alone, 6)),
+}
+
+
+@pytest.mark.parametrize(("point", "change"), CHANGES.values(), ids=CHANGES)
+def test_change_waits_for_an_eoi_that_may_look_at_what_was(watcher, monkeypatch, point, change):
+    """Another actor's read section begins as the change comes to a point, and ends when the change waits for it."""
+    rig = watcher.rig = KvmRig()
+    rig.first, _ = rig.pair(5)
+    rig.pair(5)
+    rig.alone, _ = rig.pair(6)
+    rig.plain = rig.efd()
+    rig.assign(rig.plain, 8)
+    srcu = rig.vm.gsis.irq_srcu
+    waited: list[str] = []
+
+    def as_another(act) -> None:
+        me, order.actor = order.actor, 9
+        act()
+        order.actor = me
+
+    def hook(reached, _subject):
+        if reached == point and not srcu.readers:
+            as_another(srcu.read_lock)
+
+    def wait(step, subject, ready, sleeps):
+        if step == "srcu.synchronize" and not ready():
+            waited.append(step)
+            as_another(lambda: srcu.read_unlock(0))
+        watcher.wait(step, subject, ready, sleeps)
+
+    monkeypatch.setattr(order, "hook", hook)
+    monkeypatch.setattr(order, "wait", wait)
+    change(rig)
+    assert waited == ["srcu.synchronize"]
+    assert srcu.readers == ()
+
+
+def test_eoi_reads_what_a_change_waits_for(watcher, monkeypatch):
+    rig = watcher.rig = KvmRig()
+    rig.redir(5, LEVEL | 0x55)
+    a, _ = rig.pair()
+    rig.write(a)
+    rig.inta()
+    srcu = rig.vm.gsis.irq_srcu
+    reading: dict[str, int] = {}
+    monkeypatch.setattr(order, "hook", lambda point, _subject: reading.update({point: len(srcu.readers)}))
+    rig.eoi()
+    assert (reading["gsi.ack"], reading["resampler.notify.member"]) == (1, 2)
+    assert srcu.readers == ()

@@ -172,6 +172,7 @@ def test_source_ids_are_given_lowest_first_until_efault():
     assert ids.request() == 1
     ids.free(0)
     assert ids.request() == 0
+    assert IrqSourceIds([], capacity=1).request() == 0
 
 
 @given(st.lists(st.integers(0, 9), max_size=40))

@@ -14,6 +14,7 @@ from vmm.kernel.gsi import (
     KVM_IRQCHIP_IOAPIC,
     KVM_IRQCHIP_PIC_MASTER,
     KVM_IRQCHIP_PIC_SLAVE,
+    KVM_USERSPACE_IRQ_SOURCE_ID,
     KvmAckIrq,
     KvmSetIrq,
     Route,
@@ -22,6 +23,7 @@ from vmm.kernel.gsi import (
 from vmm.kernel.ioctl import KVM_SET_GSI_ROUTING
 from vmm.kernel.irqfd import KvmIrqfdAssign, KvmIrqfdInject, KvmIrqfdShutdown, KvmResample
 from vmm.kernel.kvm import Vm
+from vmm.lines import Wire
 from vmm.order import Executor
 
 RTC = 8
@@ -154,6 +156,25 @@ def test_table_may_be_full():
     kvm = Vm(DescriptorTable(), Executor())
     kvm.set_gsi_routing([Route.msi(gsi, 0xFEE0_0000, 0x41) for gsi in range(4096)])
     assert len(kvm.gsis.table.routes) == 4096
+
+
+@pytest.mark.parametrize(("irqchip", "flags"), [("none", 0), ("none", 1), ("split", 1), ("full", 1)])
+def test_routing_without_a_chip_or_with_flags_is_einval(irqchip, flags):
+    kvm = Vm(DescriptorTable(), Executor(), irqchip=irqchip)
+    with refused(errno.EINVAL):
+        kvm.set_gsi_routing([Route.msi(5, 0xFEE0_0000, 0x41)], flags)
+
+
+def test_wire_of_the_board_drives_its_gsi_for_user_space():
+    rig = KvmRig()
+    rig.redir(5, LEVEL | 0x55)
+    wire = Wire("gsi-5", rig.vm.gsi_target(5))
+    line = wire.hold("device")
+    line.set(True)
+    assert rig.ioapic.sources[5] == 1 << KVM_USERSPACE_IRQ_SOURCE_ID
+    assert rig.inta() == 0x55
+    line.close()
+    assert not rig.irr()
 
 
 def test_message_of_a_vm_without_apics_reaches_nobody():
