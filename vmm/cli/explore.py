@@ -9,24 +9,26 @@ vintx explore mine.py --replay 'close/eoifd-v5/v5/1/a4b2a-5f3a'
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
-from vmm.cli import explore_kvm, explore_reports, explore_search
-from vmm.errors import ConfigError, UsageError
-from vmm.explore import chart, scenes, story
+from vmm.cli import explore_kvm, explore_options, explore_reports, explore_search, explore_text
+from vmm.errors import EngineError, UsageError, VintxError
+from vmm.explore import scenes, story
+from vmm.explore.scenes import ScenarioFault
 from vmm.kernel.policies import DEFAULT_POLICY
 
 if TYPE_CHECKING:
     import argparse
 
+    from vmm.cli.explore_search import Searcher
     from vmm.explore.scenes import Family, Outcome
 
-HELD, VIOLATED, WRONG, UNFINISHED = 0, 1, 2, 3
+HELD, VIOLATED, WRONG, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit statuses."""
 
 
@@ -46,131 +48,131 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", type=int, default=1, metavar="N", help="scenes N times as large, where they can be")
     parser.add_argument("--max-states", type=int, default=scenes.LIMIT, metavar="N", help="give up there (exit 3)")
     parser.add_argument("--steps", action="store_true", help="tell every step of a story, not only the switches")
-    parser.add_argument("--json", action="store_true", help="one object per scene and rule")
+    parser.add_argument("--json", action="store_true", help="one object per scene and rule; an error is an object, too")
     explore_search.add_arguments(parser)
     explore_kvm.add_arguments(parser)
     explore_reports.add_arguments(parser)
     parser.add_argument("--in-machine", action="store_true", help="with --replay: do it on a booted machine, over QMP")
     parser.add_argument("--replay", metavar="SCHEDULE", help="run one order again and tell it")
+    parser.set_defaults(parser=parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0 if all held, 1 if something was violated, 2 if the command line or the scenario is wrong, 3 if not finished."""
+    """0 if all held, 1 if something was violated, 2 if the command line or the scenario is wrong, 3 if not finished.
+
+    With --json an error is an object on standard output, besides the words on the other one. KeyboardInterrupt.
+    """
+    searched = Searched()
     try:
-        if arguments.matrix:
-            from vmm.cli import explore_matrix
+        status = _run(arguments, searched)
+        sys.stdout.flush()
+        return status
+    except EngineError as error:
+        return _told(arguments, searched, error, UNFINISHED)
+    except VintxError as error:
+        return _told(arguments, searched, error, WRONG)
+    except KeyboardInterrupt as error:
+        file, line = scenes.users_line(error)
+        done = searched.searcher.line.text if searched.searcher is not None else ""
+        words = f"interrupted{f' in {file}:{line}' if line else ''}{f' at {done}' if done else ''}"
+        _told(arguments, searched, UsageError(words), INTERRUPTED)
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise
+        print(f"vintx explore: nothing more can be written: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what is in its buffer can go
+        return WRONG
 
-            return explore_matrix.run(arguments)
-        if arguments.scenario is None:
-            raise UsageError(f"what is to be explored? A Python file, or one of {', '.join(scenes.shipped())}")
-        if arguments.against_kvm:
-            return explore_kvm.run(arguments)
-        if arguments.in_machine:
-            from vmm.cli import explore_machine
 
-            return explore_machine.run(arguments)
-        explore_kvm.check(arguments)
-        explore_reports.check(arguments)
+def _run(arguments: argparse.Namespace, searched: Searched) -> int:
+    explore_options.check(arguments, arguments.parser)
+    if arguments.matrix:
+        from vmm.cli import explore_matrix
+
+        return explore_matrix.run(arguments)
+    if arguments.scenario is None:
+        raise UsageError(f"what is to be explored? A Python file, or one of {', '.join(scenes.shipped())}")
+    if arguments.against_kvm:
+        return explore_kvm.run(arguments)
+    if arguments.in_machine:
+        from vmm.cli import explore_machine
+
+        return explore_machine.run(arguments)
+    explore_kvm.check(arguments)
+    explore_reports.check(arguments)
+    # What a scenario's code prints does not get into what a program is to read.
+    with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
         family = scenes.load(arguments.scenario)
         if arguments.bug:
             from vmm.explore import zoo
 
             family = zoo.infected(family, arguments.bug)
         if arguments.replay:
-            return _replay(family, arguments)
-        return _explore(family, arguments)
-    except (UsageError, ConfigError) as error:
-        print(f"vintx explore: {error}", file=sys.stderr)
-        return WRONG
+            return _replay(family, arguments, searched)
+        return _explore(family, arguments, searched)
 
 
-def _explore(family: Family, arguments: argparse.Namespace) -> int:
+class Searched:
+    """What has been done when something goes wrong."""
+
+    def __init__(self) -> None:
+        self.family: Family | None = None
+        self.outcomes: list[Outcome] = []
+        self.objects: list[dict[str, Any]] = []
+        self.searcher: Searcher | None = None
+        self.out = sys.stdout
+
+
+def _told(arguments: argparse.Namespace, searched: Searched, error: VintxError, status: int) -> int:
+    """Say what went wrong, and what was found before."""
+    if arguments.json:
+        made: dict[str, Any] = {"error": str(error), "status": status}
+        if isinstance(error, ScenarioFault):
+            made |= {"file": error.path, "line": error.line or None}
+        print(json.dumps(made | {"results": searched.objects}, indent=2))
+    elif searched.family is not None and searched.outcomes:
+        explore_text.console().print(explore_text.summary(searched.family, searched.outcomes, arguments.bug))
+    sys.stdout.flush()
+    print(f"vintx explore: {error}", file=sys.stderr)
+    return status
+
+
+def _explore(family: Family, arguments: argparse.Namespace, searched: Searched) -> int:
     if arguments.max_states < 1 or arguments.scale < 1:
         raise UsageError("--max-states and --scale are at least 1")
     policies = list(family.policies) if arguments.all_policies else [arguments.policy or family.wears.policy]
-    chosen = arguments.scene or list(family.scenes)
-    searcher = explore_search.Searcher(arguments)
-    console = _console()
-    objects: list[dict[str, Any]] = []
-    outcomes: list[Outcome] = []
+    chosen = list(dict.fromkeys(arguments.scene)) or list(family.scenes)
+    searcher = searched.searcher = explore_search.Searcher(arguments)
+    searched.family = family
     for policy in policies:
         for scene in chosen:
             worn = family.wears if policy == family.wears.policy else scenes.Setup(policy)
             sources = worn.sources if arguments.sources is None else arguments.sources
             setup = scenes.Setup(policy, arguments.era or worn.era, sources, scale=arguments.scale)
             outcome = searcher.run(family, scene, setup)
-            outcomes.append(outcome)
             if arguments.json:
-                objects.append(_object(family, outcome))
+                searched.objects.append(_object(family, outcome, arguments))
             elif outcome.result.finding is not None:
-                _print_finding(console, family, outcome, arguments)
-    written = explore_reports.found(arguments, family, outcomes)
+                explore_text.print_finding(family, outcome, arguments.steps, arguments.bug)
+            searched.outcomes.append(outcome)
+    outcomes = searched.outcomes
     if arguments.json:
-        print(json.dumps(objects, indent=2))
+        said = explore_reports.found(arguments, family, outcomes)
+        print(json.dumps(searched.objects, indent=2), file=searched.out)
     else:
-        console.print(_summary(family, outcomes))
-        console.print(_verdict(outcomes))
-        print(*written, sep="\n", end="\n" if written else "")
+        console = explore_text.console()
+        console.print(explore_text.summary(family, outcomes, arguments.bug))
+        console.print(explore_text.verdict(outcomes))
+        searched.outcomes = []  # told
+        said = explore_reports.found(arguments, family, outcomes)
+        print(*said, sep="\n", end="\n" if said else "")
     if any(outcome.result.finding is not None for outcome in outcomes):
         return VIOLATED
     return HELD if all(outcome.result.complete for outcome in outcomes) else UNFINISHED
 
 
-def _console() -> Console:
-    """As wide as the terminal; wide enough for a story where there is none."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=150)
-
-
-def _print_finding(console: Console, family: Family, outcome: Outcome, arguments: argparse.Namespace) -> None:
-    finding = outcome.result.finding
-    assert finding is not None
-    console.rule(f"{family.name}, scene {outcome.scene}, {outcome.setup.policy}", align="left")
-    told = story.of(family, outcome)
-    _print_story(console, told, arguments.steps)
-    bug = f" --bug {arguments.bug}" if arguments.bug else ""
-    console.print(f"again: --replay '{story.encode(outcome)}'{bug}\n", markup=False, soft_wrap=True)
-
-
-def _print_story(console: Console, told: story.Story, every_step: bool) -> None:
-    console.print(chart.terminal(told, every_step))
-    for number, sentence in enumerate(chart.sentences(told), 1):
-        console.print(f"{number:3}. {sentence}", markup=False, soft_wrap=True)
-    console.print(chart.verdict(told), markup=False)
-    if told.rule:
-        console.print(f"  {told.rule}", markup=False, soft_wrap=True)
-
-
-def _summary(family: Family, outcomes: list[Outcome]) -> Table:
-    table = Table("scene", "policy", "era", "states", "transitions", "ends", "s", "outcome", title=family.name)
-    for outcome in outcomes:
-        result = outcome.result
-        text = "held" if result.complete else f"not finished at {result.states} states"
-        if result.orders:
-            text = f"nothing in {result.orders} orders"
-        if result.finding is not None:
-            number = result.finding.rule.partition(":")[0]
-            known = story.words(number)
-            text = f"{number} in {len(result.finding.choices)} steps{': ' + known if known else ''}"
-        counts = (str(n) for n in (result.states, result.transitions, result.ends))
-        table.add_row(outcome.scene, outcome.setup.policy, outcome.era, *counts, f"{outcome.seconds:.2f}", text)
-    return table
-
-
-def _verdict(outcomes: list[Outcome]) -> str:
-    held = [outcome for outcome in outcomes if outcome.result.finding is None and outcome.result.complete]
-    states = sum(outcome.result.states for outcome in held)
-    transitions = sum(outcome.result.transitions for outcome in held)
-    text = f"The invariants hold over all {states} states and {transitions} transitions of {len(held)} of "
-    text += f"{len(outcomes)} explorations."
-    if not held:
-        text = f"None of {len(outcomes)} explorations came to its end."
-    every = sum(outcome.result.states for outcome in outcomes)
-    seconds = sum(outcome.seconds for outcome in outcomes)
-    return f"{text} {every / max(seconds, 1e-9):,.0f} states/s."
-
-
-def _object(family: Family, outcome: Outcome) -> dict[str, Any]:
+def _object(family: Family, outcome: Outcome, arguments: argparse.Namespace) -> dict[str, Any]:
     result = outcome.result
     made: dict[str, Any] = {
         "scenario": family.name,
@@ -178,6 +180,9 @@ def _object(family: Family, outcome: Outcome) -> dict[str, Any]:
         "policy": outcome.setup.policy,
         "era": outcome.era,
         "sources": outcome.setup.sources,
+        "bug": arguments.bug,
+        "strategy": arguments.strategy,
+        "orders": result.orders or None,
         "states": result.states,
         "transitions": result.transitions,
         "depth": result.depth,
@@ -194,15 +199,17 @@ def _object(family: Family, outcome: Outcome) -> dict[str, Any]:
     return made
 
 
-def _replay(family: Family, arguments: argparse.Namespace) -> int:
+def _replay(family: Family, arguments: argparse.Namespace, searched: Searched) -> int:
     if arguments.policy or arguments.all_policies or arguments.era or arguments.scene or arguments.sources is not None:
         raise UsageError("a schedule names its scene, policy, era and sources; leave out --scene, --policy and so on")
     setup, told = story.replay(family, arguments.replay)
-    written = explore_reports.replayed(arguments, family, setup, told)
     if arguments.json:
+        said = explore_reports.replayed(arguments, family, setup, told)
         steps = [row.object() for row in told.rows]
-        print(json.dumps({"policy": setup.policy, "era": setup.era, "rule": told.rule, "steps": steps}, indent=2))
+        made = {"policy": setup.policy, "era": setup.era, "rule": told.rule, "steps": steps}
+        print(json.dumps(made, indent=2), file=searched.out)
     else:
-        _print_story(_console(), told, arguments.steps)
-        print(*written, sep="\n", end="\n" if written else "")
+        explore_text.print_story(explore_text.console(), told, arguments.steps)
+        said = explore_reports.replayed(arguments, family, setup, told)
+        print(*said, sep="\n", end="\n" if said else "")
     return VIOLATED if told.rule else HELD

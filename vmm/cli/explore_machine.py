@@ -7,10 +7,10 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from qemu.qmp import ExecuteError
-from rich.console import Console
+from qemu.qmp import ExecuteError, QMPError
 
 import guest_images
+from vmm.cli import explore_text
 from vmm.cli.process import GuestLost, MachineProcess, program
 from vmm.errors import UsageError
 from vmm.explore import in_machine, scenes, story
@@ -18,6 +18,8 @@ from vmm.explore.parts import GSI
 
 if TYPE_CHECKING:
     import argparse
+
+    from rich.console import Console
 
     from vmm.explore.in_machine import Action, End, Plan
 
@@ -35,13 +37,15 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("a machine has the real classes: leave out --bug")
     family = scenes.load(arguments.scenario)
     plan = in_machine.plan(family, arguments.replay)
-    console = Console(highlight=False, soft_wrap=True)
+    console = explore_text.Screen(highlight=False, soft_wrap=True)
     if not console.is_terminal:
-        console = Console(highlight=False, soft_wrap=True, width=150)
+        console = explore_text.Screen(highlight=False, soft_wrap=True, width=150)
     try:
         return asyncio.run(_play(plan, console))
-    except GuestLost as lost:
-        print(f"vintx explore: {lost}", file=sys.stderr)
+    except (GuestLost, QMPError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        print(f"vintx explore: the machine: {error}", file=sys.stderr)
         return DIFFERS
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures import BrokenExecutor
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
+from vmm.cli import explore_text
 from vmm.dispute.row import POLICIES
-from vmm.errors import UsageError
+from vmm.errors import EngineError, UsageError
 from vmm.explore import matrix
 
 if TYPE_CHECKING:
@@ -18,20 +18,23 @@ if TYPE_CHECKING:
 
 def run(arguments: argparse.Namespace) -> int:
     """0 if all is as expected or explained, 1 if not. UsageError."""
-    for option in ("replay", "era", "sources", "steps"):
-        if getattr(arguments, option) not in (None, False):
-            raise UsageError(f"--matrix takes no --{option}: each of its scenes says what it is explored with")
     policies = [arguments.policy] if arguments.policy else list(POLICIES)
     if not set(policies) <= set(POLICIES):
         raise UsageError(f"the matrix has no {policies[0]!r}; it has {', '.join(POLICIES)}")
     cases = matrix.chosen(arguments.scenario, arguments.scene)
-    cells = matrix.run(cases, policies, on_cell=_progress if sys.stderr.isatty() else None)
+    if not any(case.expected(policy) is not None for case in cases for policy in policies):
+        raise UsageError(f"the matrix has nothing of {arguments.scenario or arguments.scene[0]} under {policies[0]}")
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise UsageError("--jobs is at least 1")
+    try:
+        cells = matrix.run(cases, policies, arguments.jobs or 0, _progress if sys.stderr.isatty() else None)
+    except BrokenExecutor as error:
+        raise EngineError("a process of the matrix died; --jobs 1 does without them") from error
     text, status = matrix.verdict(cells)
     if arguments.json:
         print(json.dumps(matrix.objects(cells), indent=2))
         return status
-    console = Console(highlight=False)
-    console = console if console.is_terminal else Console(highlight=False, width=170)
+    console = explore_text.console(170)
     console.print(matrix.table(cells))
     console.print(text, markup=False, soft_wrap=True)
     return status

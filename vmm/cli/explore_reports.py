@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -40,6 +41,20 @@ def check(arguments: argparse.Namespace) -> None:
     """UsageError for what cannot be exported to."""
     if arguments.export and arguments.export[0] != "kvm":
         raise UsageError(f"--export {arguments.export[0]}: there is `kvm` to export to")
+    for name in (arguments.svg, arguments.export[1] if arguments.export else None):
+        if name is not None:
+            _refuse_what_cannot_be_written(Path(name))
+
+
+def _refuse_what_cannot_be_written(path: Path) -> None:
+    """Before a search that may take long. UsageError."""
+    folder = path.parent
+    if path.is_dir() or not path.name:
+        raise UsageError(f"{path} is a directory; name a file")
+    if not folder.is_dir():
+        raise UsageError(f"{path}: there is no directory {folder}")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise UsageError(f"{path}: it must not be written")
 
 
 def found(arguments: argparse.Namespace, family: Family, outcomes: Sequence[Outcome]) -> list[str]:
@@ -72,8 +87,7 @@ def write(arguments: argparse.Namespace, family: Family, told: Sequence[Told]) -
         said.append(f"drawn: {path}")
     for one in told if arguments.export else ():
         path = _name(Path(arguments.export[1]), one, len(told))
-        _put(path, export.kvm(family, one.scene, one.setup, one.story, one.schedule))
-        path.chmod(path.stat().st_mode | 0o111)
+        _put(path, export.kvm(family, one.scene, one.setup, one.story, one.schedule), executable=True)
         said.append(f"exported: {path}; run it with python3")
     return said
 
@@ -85,8 +99,10 @@ def _name(path: Path, one: Told, of: int) -> Path:
     return path.with_name(f"{path.stem}-{one.scene}-{policy}{path.suffix}")
 
 
-def _put(path: Path, text: str) -> None:
+def _put(path: Path, text: str, executable: bool = False) -> None:
     try:
         path.write_text(text, encoding="utf-8")
+        if executable:
+            path.chmod(path.stat().st_mode | 0o111)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error

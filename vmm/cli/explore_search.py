@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 import zlib
@@ -57,10 +58,6 @@ class Searcher:
         jobs = len(os.sched_getaffinity(0)) if arguments.jobs is None else arguments.jobs
         if jobs < 1:
             raise UsageError("--jobs is at least 1")
-        if arguments.depth is not None and arguments.strategy == "bfs":
-            raise UsageError("--depth goes with --against-kvm and with --strategy dfs, pct or random")
-        if arguments.strategy != "bfs" and (arguments.cluster or arguments.checkpoint):
-            raise UsageError("--cluster and --checkpoint go with breadth-first")
         self.line = Line(sys.stderr)
         tell = self.line.tell if sys.stderr.isatty() else None
         path = Path(arguments.scenario)
@@ -80,25 +77,35 @@ class Searcher:
             checkpoint = Checkpoint(Path(self.directory) / name, what)
         try:
             if self.client is None:
-                return scenes.run(family, scene, setup, self.limit, self.plan._replace(checkpoint=checkpoint).explore)
+                outcome = scenes.run(
+                    family, scene, setup, self.limit, self.plan._replace(checkpoint=checkpoint).explore
+                )
+                self.line.text = ""
+                return outcome
             recipe = cluster.Recipe(cluster.of_scene, (self.name, scene, setup, self.bug))
             tell = self.plan.tell
 
             def search(_scenario: Scenario, limit: int) -> Result:
                 return cluster.explore(self.client, recipe, limit, tell, checkpoint)
 
-            return scenes.run(family, scene, setup, self.limit, search)
+            outcome = scenes.run(family, scene, setup, self.limit, search)
+            self.line.text = ""
+            return outcome
         finally:
             self.line.wipe()
 
 
 class Line:
-    """One line that says how far a search is, written over again and again, and wiped in the end."""
+    """One line that says how far a search is, written over again and again, and wiped in the end. `text`: what it said
+    last of the search in hand.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.began = self.last = time.monotonic()
         self.states = 0
+        self.text = ""
+        self._shown = 0
 
     def tell(self, progress: Progress) -> None:
         """Write it, if there was none for a while."""
@@ -109,13 +116,20 @@ class Line:
             return
         self.last, self.states = now, progress.states
         rate = progress.states / max(now - self.began, REFRESH_S)
-        text = f"{progress.states:,} states, {rate:,.0f}/s, depth {progress.depth}, frontier {progress.frontier:,}"
-        self.stream.write(f"\r{text}\x1b[K")
-        self.stream.flush()
+        self.text = f"{progress.states:,} states, {rate:,.0f}/s, depth {progress.depth}, frontier {progress.frontier:,}"
+        # What is longer than a line would stay there when the next one is written.
+        self._write(self.text[: shutil.get_terminal_size().columns - 1])
 
     def wipe(self) -> None:
         """Leave nothing of it."""
         if self.states:
-            self.stream.write("\r\x1b[K")
+            self._write("")
+            self.stream.write("\r")
             self.stream.flush()
             self.states = 0
+
+    def _write(self, text: str) -> None:
+        """With blanks over what is left of the line before: not every terminal has a sequence for that."""
+        self.stream.write(f"\r{text}{' ' * (self._shown - len(text))}")
+        self.stream.flush()
+        self._shown = len(text)

@@ -24,7 +24,12 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a subcommand. Exit status: its own; 1 for an error of ours; 2 for a wrong command line."""
+    """Run a subcommand. Exit status: its own; 1 for an error of ours; 2 for a wrong command line; 130 and 141 as if the
+    signals had done it: it was interrupted, or whoever read its output had seen enough.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started us; a file that is opened later must not get its number
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     parser = argparse.ArgumentParser(prog="vintx", description="Tools around the level-triggered interrupt.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = (sys.argv[1:] if argv is None else argv)[:1]
@@ -45,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read our output has seen enough (`vintx ... | head`). What is left to flush goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 141
     except KeyboardInterrupt:
         return 130
 

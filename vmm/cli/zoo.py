@@ -14,15 +14,17 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
+from vmm.cli import explore_text
 from vmm.errors import UsageError
 from vmm.explore import chart, story, zoo
 from vmm.kernel.eras import DEFAULT_ERA
 
 if TYPE_CHECKING:
     import argparse
+
+    from rich.console import Console
 
     from vmm.explore.zoo import Bug, Shown, Verdict
 
@@ -45,9 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     except UsageError as error:
         print(f"vintx zoo: {error}", file=sys.stderr)
         return 2
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=150)
+    console = explore_text.console()
     if arguments.list:
         console.print(_list(chosen))
         return 0
@@ -75,7 +75,7 @@ def _tell(console: Console, one: Shown, every_step: bool) -> None:
     if finding is None:
         return
     told = story.of(one.bug.family(infected=True), one.broken)
-    console.print(chart.terminal(told, every_step))
+    explore_text.print_chart(console, told, every_step)
     for n, sentence in enumerate(chart.sentences(told), 1):
         console.print(f"{n:3}. {sentence}", markup=False, soft_wrap=True)
     console.print(f"{finding.rule}", markup=False, soft_wrap=True)

@@ -127,17 +127,19 @@ _SHORT: Final = {"pin": "pin", "remote IRR": "rIRR", "mask": "mask"}
 """What a terminal has room for; the rest is on the board."""
 
 
-def terminal(story: Story, every_step: bool = False) -> Table:
-    """The table of a story with waveforms: left is low, right is high."""
+def terminal(story: Story, every_step: bool = False, board: bool = True) -> Table:
+    """The table of a story with waveforms: left is low, right is high; and what is on the `board`."""
     actors = list(dict.fromkeys(row.actor for row in story.rows))
     made = Table("step", pad_edge=False)
     for actor in actors:
         made.add_column(Text(actor))
     for heading in _SHORT.values():
         made.add_column(heading, no_wrap=True)
-    made.add_column("board")
+    if board:
+        made.add_column("board")
     before = story.wave.signals()
-    made.add_row("", *[""] * len(actors), *[_HIGH if before[name] else _LOW for name in _SHORT], Text(story.before))
+    first = [Text(story.before)] if board else []
+    made.add_row("", *[""] * len(actors), *[_HIGH if before[name] else _LOW for name in _SHORT], *first)
     shown = story.before
     begun: set[tuple[int, int]] = set()
     k = 0
@@ -150,7 +152,7 @@ def terminal(story: Story, every_step: bool = False) -> Table:
         after = last.wave.signals()
         cells = [Text(text if actor == last.actor else "") for actor in actors]
         waves = [_wave(before[name], after[name]) for name in _SHORT]
-        made.add_row(str(k), *cells, *waves, Text("" if last.board == shown else last.board))
+        made.add_row(str(k), *cells, *waves, *([Text("" if last.board == shown else last.board)] if board else []))
         shown, before = last.board, after
     return made
 

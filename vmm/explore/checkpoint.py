@@ -6,15 +6,17 @@ made again from the ways to them, and the marks of all of them are compared.
 
     00000.shard, 00001.shard, ...   marshalled: a sum of what is explored, and a shard (see `Checkpoint.add`)
 
-Each is written under another name first, so an interrupted write leaves nothing half. A search has one directory.
+Each is written under another name first, so an interrupted write leaves nothing half. A search has one directory, and a
+directory one search at a time: its process holds a lock on the file `lock`.
 """
 
 from __future__ import annotations
 
+import fcntl
 import marshal
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from vmm.errors import UsageError
 
@@ -32,16 +34,33 @@ class Checkpoint:
         self.key = blake2b(what.encode(), digest_size=16).digest()
         self.count = 0
         """Files so far."""
+        self._lock: IO[bytes] | None = None
 
     def resume(self, search: Search) -> None:
         """Bring a search that has not begun to where the files end, and write down from now on what comes of it.
 
         One with goals begins anew: they are asked of all states and steps at once, which are not kept. UsageError if
-        the files are of something else.
+        the files are of something else, cannot be read or written, or if somebody else is at it.
         """
         if search.graph is not None:
             return
+        try:
+            self._take()
+            self._read(search)
+        except OSError as error:
+            raise _cannot(error, self.path) from error
+        search.checkpoint = self
+
+    def _take(self) -> None:
+        """Nobody else may write there until this process ends, or forgets this object."""
         self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / "lock").open("wb")
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{self.path}: another search is at it; wait, or take another directory") from None
+
+    def _read(self, search: Search) -> None:
         depth, stop, end = 0, 0, 1
         while (path := self._file(self.count)).exists():
             try:
@@ -59,7 +78,6 @@ class Checkpoint:
             self.count += 1
         if self.count:
             self._stand(search, depth, stop, end)
-        search.checkpoint = self
 
     def _stand(self, search: Search, depth: int, stop: int, end: int) -> None:
         known = len(search.parents)
@@ -91,9 +109,16 @@ class Checkpoint:
         )
         path = self._file(self.count)
         half = path.with_suffix(".half")
-        half.write_bytes(marshal.dumps(shard))
-        half.replace(path)
+        try:
+            half.write_bytes(marshal.dumps(shard))
+            half.replace(path)
+        except OSError as error:
+            raise _cannot(error, half) from error
         self.count += 1
 
     def _file(self, number: int) -> Path:
         return self.path / f"{number:05}{SUFFIX}"
+
+
+def _cannot(error: OSError, path: Path) -> UsageError:
+    return UsageError(f"--checkpoint {error.filename or path}: {error.strerror}")

@@ -13,7 +13,9 @@ Wants the extra `cluster`: pip install 'vintx[cluster]'.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from itertools import compress
@@ -35,6 +37,10 @@ if TYPE_CHECKING:
 SHARD: Final = 4_000
 """States of a shard, about: a tenth of a second."""
 ATTEMPTS: Final = 5
+PATIENCE_S: Final = 10.0
+ALONE_S: Final = 60
+"""Seconds without any worker, and the search is given up."""
+AGAIN: Final = "with --checkpoint the same command goes on where it was"
 MISSING: Final = None
 """What a worker says that does not have a shard's states."""
 
@@ -157,16 +163,36 @@ def _forget(search: str) -> None:
         station.close()
 
 
-def connect(address: str) -> Any:
-    """A client of the cluster whose scheduler is there. UsageError without dask.distributed or without a scheduler."""
+def connect(address: str, patience: float = PATIENCE_S) -> Any:
+    """A client of the cluster whose scheduler is there. UsageError without dask.distributed, without a scheduler, or
+    without workers, after so many seconds each.
+    """
     try:
         distributed = importlib.import_module("distributed")
     except ImportError:
         raise UsageError("--cluster wants dask.distributed: pip install 'vintx[cluster]'") from None
+    found: list[Any] = []
+
+    def begin() -> None:
+        try:
+            found.append(distributed.Client(address, timeout=patience))
+        except Exception as error:
+            found.append(error)
+
+    # In a thread: whoever answers, but is no scheduler, is waited for without an end.
+    thread = threading.Thread(target=begin, name="cluster", daemon=True)
+    thread.start()
+    thread.join(2 * patience)
+    if not found or isinstance(found[0], Exception):
+        why = found[0] if found else f"who answers there has not said what it is in {2 * patience:g} s"
+        raise UsageError(f"there is no Dask scheduler at {address}: {why}")
+    client = found[0]
     try:
-        return distributed.Client(address, timeout=10)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"there is no Dask scheduler at {address}: {error}") from None
+        client.wait_for_workers(1, timeout=patience)
+    except TimeoutError:
+        client.close()
+        raise UsageError(f"the cluster at {address} has no workers; start some: dask worker {address}") from None
+    return client
 
 
 def of_scene(name: str, scene: str, setup: Setup, bug: str = "") -> Scenario:
@@ -226,7 +252,8 @@ class _Levels:
                 search.go_down()
             return search.over()
         finally:
-            self.client.run(forget, self.name, on_error="ignore")
+            with contextlib.suppress(Exception):  # the scheduler may be gone; whoever has forgotten us has done so
+                self.client.run(forget, self.name, on_error="ignore")
 
     def _cut(self, states: range) -> list[_Shard]:
         return [_Shard(states[k : k + self.size]) for k in range(0, len(states), self.size)]
@@ -242,7 +269,8 @@ class _Levels:
             numbers[self._submit(shard, 0, not shard.sources)] = n
         arriving = importlib.import_module("distributed").as_completed(list(numbers))
         merged = 0
-        for future in arriving:
+        while numbers:
+            future = self._next(arriving)
             n = numbers.pop(future)
             if future.status == "finished":
                 report, home = future.result()
@@ -268,6 +296,29 @@ class _Levels:
                 self._add(following, states.start, before, new, home)
                 merged += 1
         return following
+
+    def _next(self, arriving: Any) -> Any:
+        """The next future that is done. EngineError if there is nobody who could do one."""
+        alone = 0
+        while not arriving.has_ready():
+            with arriving.thread_condition:
+                if not arriving.has_ready():
+                    arriving.thread_condition.wait(1)
+            alone = 0 if self._workers() else alone + 1
+            if alone > ALONE_S:
+                raise EngineError(f"the cluster has had no worker for {ALONE_S} s; {AGAIN}")
+        if self.client.status != "running":
+            raise EngineError(f"the cluster's scheduler is gone; {AGAIN}")
+        return next(arriving)
+
+    def _workers(self) -> int:
+        """How many there are. EngineError if the scheduler is gone."""
+        try:
+            if self.client.status == "running":
+                return len(self.client.nthreads())
+        except Exception as error:
+            raise EngineError(f"the cluster's scheduler does not answer: {error}; {AGAIN}") from error
+        raise EngineError(f"the cluster's scheduler is gone; {AGAIN}")
 
     def _add(self, shards: list[_Shard], start: int, first: int, new: bytes, home: str) -> None:
         """What is new of the shard from `start`, numbered from `first`: as shards, or with one that its worker has."""

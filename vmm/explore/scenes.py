@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from vmm.errors import UsageError, VintxError
+from vmm.errors import EngineError, UsageError, VintxError
 from vmm.explore.actors import NotDeterministic
 from vmm.explore.board import Board, Parts
 from vmm.explore.calls import Call
@@ -106,7 +106,7 @@ def load(name: str) -> Family:
     if spec is None or spec.loader is None:
         raise UsageError(f"{name}: a scenario is a Python file, and its name ends in .py")
     module = importlib.util.module_from_spec(spec)
-    with _Blame(str(path), all_of_it=True):
+    with Blaming(str(path), all_of_it=True):
         spec.loader.exec_module(module)
     scenes = {
         key.removeprefix(PREFIX).replace("_", "-"): value
@@ -140,7 +140,7 @@ def _policies(value: object, path: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-class _Blame:
+class Blaming:
     """Turns what a scenario's own code raises into a ScenarioFault; lets errors of ours pass, unless `all_of_it` is
     the scenario's.
     """
@@ -153,7 +153,7 @@ class _Blame:
         pass
 
     def __exit__(self, _kind: object, error: BaseException | None, _tb: object) -> None:
-        if error is None or isinstance(error, (ScenarioFault, KeyboardInterrupt, GeneratorExit)):
+        if error is None or isinstance(error, (ScenarioFault, EngineError, KeyboardInterrupt, GeneratorExit)):
             return
         if isinstance(error, NotDeterministic):
             raise _not_deterministic(self.path, error) from error
@@ -226,7 +226,7 @@ def _write(family: Family, scene: str, board: Board) -> Scenario:
     code = getattr(function, "__code__", None)
     line = code.co_firstlineno if code is not None and code.co_filename == family.path else 0
     try:
-        with _Blame(family.path, all_of_it=Path(family.path).is_absolute()):
+        with Blaming(family.path, all_of_it=Path(family.path).is_absolute()):
             if is_never_run(function(board)):
                 raise UsageError(f"{code.co_name if code else scene} has a yield or is async: nothing of it was run")
             return board.scenario()
@@ -250,7 +250,7 @@ def _compare(family: Family, other: str, setup: Setup, board: Board) -> None:
     twin = setup.board()
     ends: set[Any] = set()
     scenario = _write(family, other, twin)
-    with _Blame(family.path):
+    with Blaming(family.path):
 
         def note() -> None:
             ends.add(twin.view())
@@ -281,7 +281,7 @@ def run(
     """
     board, scenario = set_up(family, scene, setup)
     began = time.perf_counter()
-    with _Blame(family.path):
+    with Blaming(family.path):
         result = search(scenario, limit)
         if board.nests_locks and result.complete and result.finding is None:
             result = _with_locks(scenario, result, limit)

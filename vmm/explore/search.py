@@ -185,6 +185,8 @@ class Search:
 
     def run(self, share: Callable[[Search], Result] | None = None) -> Result:
         """To the end; with the help of others, by `share`, as soon as there is enough to do."""
+        if len(self.parents) >= self.limit:
+            return self.result(None, complete=False)
         while self.level:
             if share is not None and len(self.level) >= WIDE:
                 return share(self)

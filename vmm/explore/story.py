@@ -2,7 +2,8 @@
 
 A schedule is `SCENE/POLICY/ERA/SOURCES/a4b2a-5f3a`: actor a four steps, b two, a one, and a check sum of where those
 steps led, so that a schedule of another version of the code is noticed. SOURCES is `-` if there was no limit, and `1x2`
-is one of them at scale 2. Of a loop, `a4b2*a2b-5f3a`: what comes after the star can be repeated for ever.
+is one of them at scale 2. Of a loop, `a4b2*a2b-5f3a`: what comes after the star can be repeated for ever. Actors that
+have no letter are numbers, `(52)4`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from vmm.errors import UsageError
-from vmm.explore.scenes import Setup, blame, set_up
+from vmm.explore.actors import NotDeterministic
+from vmm.explore.scenes import Blaming, ScenarioFault, Setup, blame, set_up
 from vmm.explore.search import Finding, stuck
 from vmm.explore.search import set_up as make_stage
 from vmm.kernel import invariants
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from vmm.explore.search import Scenario
 
 LETTERS: Final = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+ACTOR: Final = r"(?:[a-zA-Z]|\(\d{1,3}\))"
+STEPS: Final = 100_000
+"""More than the longest order that a search by the lot tries."""
 WORDS: Final = {
     "S1": "no source-id leak",
     "S1'": "an id that is in use can be given back",
@@ -135,8 +140,12 @@ def encode(outcome: Outcome) -> str:
 
 
 def _way(choices: Sequence[int]) -> str:
-    runs = [(LETTERS[n], len(list(steps))) for n, steps in groupby(choices)]
+    runs = [(_letter(n), len(list(steps))) for n, steps in groupby(choices)]
     return "".join(letter if times == 1 else f"{letter}{times}" for letter, times in runs)
+
+
+def _letter(n: int) -> str:
+    return LETTERS[n] if n < len(LETTERS) else f"({n})"
 
 
 def _sum(trail: Sequence[tuple[str, str]]) -> str:
@@ -155,11 +164,14 @@ class Schedule(NamedTuple):
 
 def decode(text: str) -> Schedule:
     """Read a schedule string. UsageError."""
-    way = r"(?:[a-zA-Z]\d*)*"
-    parts = re.fullmatch(rf"([^/]+)/([^/]+)/([^/]+)/(-|\d+)(?:x(\d+))?/({way})(?:\*({way}))?-([0-9a-f]{{4}})", text)
+    way = rf"(?:{ACTOR}(?:\d{{1,7}})?)*"
+    end = rf"(-|\d{{1,4}})(?:x([1-9]\d{{0,4}}))?/({way})(?:\*({way}))?-([0-9a-f]{{4}})"
+    parts = re.fullmatch(rf"([^/]+)/([^/]+)/([^/]+)/{end}", text)
     if parts is None:
         raise UsageError(f"{text!r} is no schedule: they look like SCENE/POLICY/ERA/SOURCES/a4b2a-5f3a")
     scene, policy, era, sources, scale, stem, cycle, check = parts.groups()
+    if sum(int(times or 1) for _, times in _runs(stem + (cycle or ""))) > STEPS:
+        raise UsageError(f"{text[:60]}...: more than {STEPS} steps; no schedule has so many")
     before = _choices(stem)
     setup = Setup(policy, era, None if sources == "-" else int(sources), scale=int(scale or 1))
     return Schedule(scene, setup, before + _choices(cycle or ""), None if cycle is None else len(before), check)
@@ -167,9 +179,14 @@ def decode(text: str) -> Schedule:
 
 def _choices(way: str) -> tuple[int, ...]:
     found: list[int] = []
-    for letter, times in re.findall(r"([a-zA-Z])(\d*)", way):
-        found += [LETTERS.index(letter)] * int(times or 1)
+    for letter, times in _runs(way):
+        found += [int(letter[1:-1]) if letter[0] == "(" else LETTERS.index(letter)] * int(times or 1)
     return tuple(found)
+
+
+def _runs(way: str) -> list[tuple[str, str]]:
+    """Actors, and how many steps each takes in a row; an empty text is one."""
+    return re.findall(rf"({ACTOR})(\d*)", way)
 
 
 def replay(family: Family, text: str) -> tuple[Setup, Story]:
@@ -192,7 +209,14 @@ def tell(family: Family, scene: str, setup: Setup, choices: Sequence[int], loop:
     """Run the steps of a scene in the order given. UsageError if that cannot be. `loop`: from which step on they are a
     loop, in which something never comes true.
     """
+    if loop is not None and loop >= len(choices):
+        raise UsageError("nothing comes after the star: a loop has at least one step")
     board, scenario = set_up(family, scene, setup)
+    with Blaming(family.path):
+        return _tell(family, board, scenario, choices, loop)
+
+
+def _tell(family: Family, board: Board, scenario: Scenario, choices: Sequence[int], loop: int | None) -> Story:
     stage = make_stage(scenario)
     heap = stage.arena.take()
     standings = stage.beginning()
@@ -200,9 +224,12 @@ def tell(family: Family, scene: str, setup: Setup, choices: Sequence[int], loop:
     rows: list[Row] = []
     running: dict[int, str] = {}
     rule: str | None = None
+    began: Any = None
     for k, n in enumerate(choices):
+        if k == loop:
+            began = heap, [standing.place for standing in standings]
         if n not in stage.enabled(heap, standings):
-            raise UsageError(f"step {k + 1}: {LETTERS[n]} cannot act there: this is no schedule of scene {scene}")
+            raise UsageError(f"step {k + 1}: {_letter(n)} cannot act there: this is no schedule of this scene")
         actor, number = scenario.actors[n], standings[n].done
         if standings[n].suspended is None:
             running[n] = actor.at(number).name
@@ -215,7 +242,14 @@ def tell(family: Family, scene: str, setup: Setup, choices: Sequence[int], loop:
             result = board.result_of(actor.name)
             operation = result if result.startswith(f"{running[n]} = ") else running[n]
             rows.append(Row(n, actor.name, _count(rows, n), operation, "violates", True, board.describe(), wave(board)))
+            if k + 1 < len(choices):
+                raise UsageError(
+                    f"step {k + 1} breaks {rule.partition(':')[0]}, and the schedule goes on"
+                ) from violation
             break
+        except NotDeterministic as fault:
+            fault.operation = actor.at(number)
+            raise
         stage.arena.put(heap)  # the step's last state: its greenlet has unwound since
         if actor.repeats and running[n] == "work":
             running[n] = board.executor.running[-1].name if board.executor.running else "work"
@@ -226,6 +260,10 @@ def tell(family: Family, scene: str, setup: Setup, choices: Sequence[int], loop:
         state = board.describe(), wave(board), not (queue.pending or queue.running)
         operation = result if result.startswith(f"{running[n]} = ") else running[n]
         rows.append(Row(n, actor.name, _count(rows, n), operation, step, done, *state))
+    if began is not None:
+        ends = stage.arena.padded(heap), [standing.place for standing in standings]
+        if ends != (stage.arena.padded(began[0]), began[1]):
+            raise UsageError(f"the last {len(choices) - len(choices[:loop])} steps do not lead back: they are no loop")
     if rule is None:
         enabled = stage.enabled(heap, standings)
         rule = scenario.always() if scenario.always is not None else None
@@ -253,10 +291,15 @@ def _count(rows: list[Row], n: int) -> int:
 
 
 def of(family: Family, outcome: Outcome) -> Story:
-    """The story of an outcome's finding."""
+    """The story of an outcome's finding. ScenarioFault if it does not come to that when it is run again."""
     finding = outcome.result.finding
     assert isinstance(finding, Finding)
-    return tell(family, outcome.scene, outcome.setup, finding.choices, finding.loop)
+    told = tell(family, outcome.scene, outcome.setup, finding.choices, finding.loop)
+    if told.rule is None and finding.choices:
+        broke = finding.rule.partition(":")[0]
+        text = f"not deterministic: scene {outcome.scene}: an order broke {broke}, and nothing when it was run again"
+        raise ScenarioFault(family.path, 0, text)
+    return told
 
 
 def lines(story: Story, every_step: bool = False) -> list[list[Row]]:

@@ -22,6 +22,7 @@ from vmm.explore import search as searching
 
 if TYPE_CHECKING:
     from array import array
+    from collections.abc import Iterator
     from multiprocessing.process import BaseProcess
 
     from vmm.explore.footprints import Footprints
@@ -114,16 +115,26 @@ def share(search: Search, jobs: int) -> Result:
     gc.collect()
     gc.freeze()  # or the first collection in a worker would copy every page
     try:
-        return _Shared(search, jobs).run()
+        workers = list(_started(search, jobs))
+        return _Shared(search, workers).run() if workers else search.run()
     finally:
         gc.unfreeze()
 
 
+def _started(search: Search, jobs: int) -> Iterator[_Worker]:
+    """So many workers, or as many as the system lets us have: what comes of them is the same."""
+    context = multiprocessing.get_context("fork")
+    with contextlib.suppress(OSError):  # no more processes, or descriptors
+        for _ in range(jobs):
+            yield _Worker(search, context)
+
+
 class _Shared:
-    def __init__(self, search: Search, jobs: int) -> None:
+    def __init__(self, search: Search, workers: list[_Worker]) -> None:
         self.search = search
         self.context = multiprocessing.get_context("fork")
-        self.workers = [_Worker(search, self.context) for _ in range(jobs)]
+        self.workers = workers
+        jobs = len(workers)
         self.owner = [shard % jobs for shard in range(jobs * SHARDS)]
         """Which worker has each shard."""
         self.ranges: list[range] = []
@@ -211,7 +222,11 @@ class _Shared:
         if self.deaths > DEATHS:
             raise EngineError(f"{self.deaths} workers died; --jobs 1 does without them")
         self.workers[dead].end()
-        self.workers[dead] = _Worker(self.search, self.context)
+        try:
+            self.workers[dead] = _Worker(self.search, self.context)
+        except OSError as error:
+            words = f"a worker died, and no other can be started ({error.strerror}); --jobs 1 does without them"
+            raise EngineError(words) from error
         again = []
         for shard, owner in enumerate(self.owner):
             if owner == dead and (shard < merged or shard in reports):
