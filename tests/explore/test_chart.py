@@ -139,4 +139,4 @@ def test_picture_of_nothing_is_not_written_and_a_folder_that_is_not_there_is_ref
     assert "nothing was found" in capsys.readouterr().out
     assert not path.exists()
     assert main([*CLOSE, "--svg", str(tmp_path / "no" / "x.svg")]) == 2
-    assert "No such file or directory" in capsys.readouterr().err
+    assert "there is no directory" in capsys.readouterr().err

@@ -117,7 +117,7 @@ class Row(NamedTuple):
 
 class Story(NamedTuple):
     """A schedule that was run, and what was wrong in the end (None: nothing). `loop`: the rows from here on can be
-    repeated for ever. `counts`: of the eventfds that have a descriptor in the end.
+    repeated for ever, if they lead back. `counts`: of the eventfds that have a descriptor in the end.
     """
 
     rows: tuple[Row, ...]
@@ -126,6 +126,7 @@ class Story(NamedTuple):
     wave: Wave
     loop: int | None = None
     counts: tuple[tuple[str, int], ...] = ()
+    leads_back: bool = True
 
 
 def encode(outcome: Outcome) -> str:
@@ -192,9 +193,13 @@ def _runs(way: str) -> list[tuple[str, str]]:
 def replay(family: Family, text: str) -> tuple[Setup, Story]:
     """Run a schedule string. UsageError if it is not one of this scenario as it is now."""
     schedule = decode(text)
+    if schedule.loop == len(schedule.choices):
+        raise UsageError(f"{text}: nothing comes after the star; a loop has at least one step")
     story = tell(family, schedule.scene, schedule.setup, schedule.choices, schedule.loop)
     if _sum([(row.actor, row.step) for row in story.rows]) != schedule.check:
         raise UsageError(f"{text}: its steps lead elsewhere now; the scenario or the code is not what it was")
+    if not story.leads_back:
+        raise UsageError(f"{text}: what comes after the star does not lead back, so it is no loop")
     return schedule.setup, story
 
 
@@ -209,8 +214,6 @@ def tell(family: Family, scene: str, setup: Setup, choices: Sequence[int], loop:
     """Run the steps of a scene in the order given. UsageError if that cannot be. `loop`: from which step on they are a
     loop, in which something never comes true.
     """
-    if loop is not None and loop >= len(choices):
-        raise UsageError("nothing comes after the star: a loop has at least one step")
     board, scenario = set_up(family, scene, setup)
     with Blaming(family.path):
         return _tell(family, board, scenario, choices, loop)
@@ -260,10 +263,7 @@ def _tell(family: Family, board: Board, scenario: Scenario, choices: Sequence[in
         state = board.describe(), wave(board), not (queue.pending or queue.running)
         operation = result if result.startswith(f"{running[n]} = ") else running[n]
         rows.append(Row(n, actor.name, _count(rows, n), operation, step, done, *state))
-    if began is not None:
-        ends = stage.arena.padded(heap), [standing.place for standing in standings]
-        if ends != (stage.arena.padded(began[0]), began[1]):
-            raise UsageError(f"the last {len(choices) - len(choices[:loop])} steps do not lead back: they are no loop")
+    leads_back = began is None or (stage.arena.padded(began[0]), began[1]) == (heap, [s.place for s in standings])
     if rule is None:
         enabled = stage.enabled(heap, standings)
         rule = scenario.always() if scenario.always is not None else None
@@ -277,7 +277,7 @@ def _tell(family: Family, board: Board, scenario: Scenario, choices: Sequence[in
             rule = _never(scenario, f"need not come true again: {steps} steps that can be repeated for ever")
     closed = board.ledger().closed
     counts = tuple((name, ctx.count) for name, ctx in board.eventfds().items() if ctx not in closed)
-    return Story(tuple(rows), rule, before, first, loop, counts)
+    return Story(tuple(rows), rule, before, first, loop, counts, leads_back)
 
 
 def _never(scenario: Scenario, text: str) -> str | None:
