@@ -22,7 +22,8 @@ from devices.vfio_irqs import VfioIntx
 from vmm.errors import UsageError
 from vmm.explore import rules
 from vmm.explore.actors import Actor, NotDeterministic, Operation
-from vmm.explore.calls import Acting
+from vmm.explore.alone import Atomic
+from vmm.explore.calls import Acting, Call
 from vmm.explore.chip import Chips
 from vmm.explore.heap import Arena
 from vmm.explore.own_code import Outside, callable_or_refuse, refuse_what_is_not_kept, state_or_refuse
@@ -38,7 +39,7 @@ from vmm.kernel.kvm import Vm
 from vmm.order import Executor, State, Violation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from devices.ioapic import IoApic
     from vmm.explore.actors import Guard
@@ -320,6 +321,11 @@ class Board:
         found = self._threads.get(thread)
         return found.results[-1] if found is not None and found.results and not found.unordered else ""
 
+    def failure_of(self, thread: str) -> str:
+        """The same, if it failed."""
+        result = self.result_of(thread)
+        return "" if result.endswith("= ok") else result
+
     def is_quiet(self, acting: int = 0) -> bool:
         """Nothing is queued or runs, and but for the `acting` thread nobody is in the middle of a call."""
         if self.executor.pending or self.executor.running:
@@ -371,6 +377,10 @@ class Board:
     def view(self) -> tuple[object, ...]:
         """What can be told apart of the kernel where nobody can act."""
         return invariants.view(self.vm, self._ctxs).kernel
+
+    def _view_all(self) -> invariants.View:
+        """The same and the references."""
+        return invariants.view(self.vm, self._ctxs)
 
     # Judging.
 
@@ -478,7 +488,17 @@ class Board:
         live = [*self._live]
         if self._returns:
             live += [("L4", partial(rules.returned, thread)) for thread in self._threads.values()]
-        return Scenario(states, tuple(actors), self._always, self.wrong_at_rest, tuple(live))
+        atomic = Atomic(self.is_quiet, self._view_all, self._failures(actors), partial(rules.careless, self))
+        return Scenario(states, tuple(actors), self._always, self.wrong_at_rest, tuple(live), atomic)
+
+    def _failures(self, actors: Iterable[Actor]) -> dict[int, Callable[[], str]]:
+        """Of the threads that make calls of the kernel's interface."""
+        failures: dict[int, Callable[[], str]] = {}
+        for n, actor in enumerate(actors):
+            calls = [getattr(operation.function, "__self__", None) for operation in actor.operations]
+            if any(isinstance(call, Call) and call.kind for call in calls):
+                failures[n] = partial(self.failure_of, actor.name)
+        return failures
 
     def _queue_workers(self) -> Iterator[Actor]:
         """A worker for each queue."""

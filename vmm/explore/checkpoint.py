@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from vmm.errors import UsageError
+from vmm.explore.alone import Spoilt
 
 if TYPE_CHECKING:
     from vmm.explore.search import Search
@@ -64,9 +65,8 @@ class Checkpoint:
         depth, stop, end = 0, 0, 1
         while (path := self._file(self.count)).exists():
             try:
-                key, depth, start, stop, end, transitions, ends, parents, actors, marks = marshal.loads(
-                    path.read_bytes()
-                )
+                shard = marshal.loads(path.read_bytes())
+                key, depth, start, stop, end, transitions, ends, parents, actors, marks, spoilt = shard
             except (ValueError, EOFError, TypeError):
                 raise UsageError(f"{path} is no part of a search; remove the directory to begin anew") from None
             if key != self.key or start > len(search.parents):
@@ -75,6 +75,7 @@ class Checkpoint:
             search.parents.frombytes(parents)
             search.actors += actors
             search.seen.update(marks)
+            search.spoilt = Spoilt(*spoilt) if spoilt else None
             self.count += 1
         if self.count:
             self._stand(search, depth, stop, end)
@@ -106,6 +107,7 @@ class Checkpoint:
             search.parents[first:].tobytes(),
             bytes(search.actors[first:]),
             marks,
+            tuple(search.spoilt or ()),
         )
         path = self._file(self.count)
         half = path.with_suffix(".half")

@@ -95,7 +95,7 @@ class Trial:
         def note() -> None:
             self.explored.add(self._model(board))
 
-        self.states = explore(scenario._replace(always=None, at_rest=note, live=())).states
+        self.states = explore(scenario._replace(always=None, at_rest=note, live=(), atomic=None)).states
 
     def _model(self, board: Board) -> Outcome:
         results = tuple((name, _compared(board.results(name))) for name in self.threads)

@@ -51,7 +51,7 @@ def nesting(scenario: Scenario, limit: int) -> dict[tuple[str, str], str]:
     stage = set_up(scenario)
     found = Nesting(stage)
     with Footprints(stage) as steps:
-        search = Search(scenario._replace(always=None, at_rest=None, live=()), steps, limit)
+        search = Search(scenario._replace(always=None, at_rest=None, live=(), atomic=None), steps, limit)
         search.run()
         steps.arena.put(search.first.heap)
     return found.nested

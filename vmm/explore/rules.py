@@ -15,16 +15,19 @@ only are two. What is not hashed is the same in all states of a search, or follo
 
 from __future__ import annotations
 
+import errno
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm.kernel import invariants
+from vmm.kernel.invariants import Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from vmm.explore.board import Board
     from vmm.explore.parts import Thread
+    from vmm.kernel.invariants import View
 
 
 class Rule(NamedTuple):
@@ -44,6 +47,22 @@ class Rule(NamedTuple):
 def s11(delivered: bool, high: bool) -> str:
     """No phantom: what an unmask delivers is of a line that is high now, never of history alone."""
     return "an unmask delivers an interrupt, and no line is high" if delivered and not high else ""
+
+
+_VIEW: Final = ("irqfds", "eoifds", "notifiers", "resamplers", "source ids", "lines", "eventfds", "files")
+"""What an `invariants.View` has, in order."""
+
+
+def careless(board: Board, failure: str, before: View, after: View) -> str:
+    """S19 of a call that came to `failure`, as `I+ e1 = EBUSY`, while nobody else acted; empty if it holds."""
+    call, _, error = failure.partition(" = ")
+    kind: invariants.Kind = call.split()[0]  # type: ignore[assignment]
+    step = Step(kind, getattr(errno, error), before, after)
+    if not invariants.s19(board.vm, board.ledger(), step):
+        return ""
+    parts = zip(_VIEW, before.kernel + before.references, after.kernel + after.references, strict=True)
+    changed = "; ".join(f"{name} from {was} to {now}" for name, was, now in parts if was != now)
+    return f"S19: {call} failed with {error}, and changed {changed}"
 
 
 # Of states.
@@ -210,7 +229,10 @@ def catalogue() -> list[Rule]:
         Rule("L5", "Quiescence: without events from outside, all comes to rest", "fair cycle", "`at_peace`"),
         Rule("L6", "The mask returns: each that an interrupt has caused is taken back", "fair cycle", "`unmasked`"),
     ]
-    happens = {"S4": f"`s4`; and {_named('S4')} as they happen"}
+    happens = {
+        "S4": f"`s4`; and {_named('S4')} as they happen",
+        "S19": "`s19`, of each call wherever nothing else is under way",
+    }
     rules = [rule._replace(asked=happens.get(rule.number, rule.asked)) for rule in _kernel()] + own
     rules = [rule._replace(ghost=_FREED, hashed="yes") if rule.number == "S4" else rule for rule in rules]
     return sorted(rules, key=lambda rule: (rule.number[0] == "L", int(rule.number[1:])))

@@ -255,7 +255,7 @@ def _compare(family: Family, other: str, setup: Setup, board: Board) -> None:
         def note() -> None:
             ends.add(twin.view())
 
-        result = explore(scenario._replace(always=None, at_rest=note), LIMIT)
+        result = explore(scenario._replace(always=None, at_rest=note, atomic=None), LIMIT)
     if result.finding is not None or not result.complete:
         return
 

@@ -14,7 +14,9 @@ from functools import partial
 from itertools import compress, islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from vmm.explore import alone
 from vmm.explore.actors import Actor, NotDeterministic, Stage
+from vmm.explore.alone import Spoilt
 from vmm.explore.footprints import Footprints
 from vmm.explore.heap import Arena
 from vmm.explore.liveness import Graph
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmm.explore.actors import Standing
+    from vmm.explore.alone import Atomic
     from vmm.explore.checkpoint import Checkpoint
     from vmm.explore.heap import Heap
     from vmm.explore.liveness import Live
@@ -47,7 +50,8 @@ class Scenario(NamedTuple):
     """What to explore. `always` is asked in every state, `at_rest` where nobody can act: a text says what is wrong.
 
     `live`: names and goals, each a pure function of the state that is to be true again and again in every fair run; see
-    `vmm.explore.liveness`. Asked if nothing else is wrong.
+    `vmm.explore.liveness`. `atomic`: calls that change nothing if they fail; see `vmm.explore.alone`. Both are asked if
+    nothing else is wrong.
     """
 
     roots: tuple[State, ...]
@@ -55,6 +59,7 @@ class Scenario(NamedTuple):
     always: Check | None = None
     at_rest: Check | None = None
     live: Live = ()
+    atomic: Atomic | None = None
 
 
 class Finding(NamedTuple):
@@ -135,7 +140,8 @@ class Report(NamedTuple):
     """What came of a shard, some consecutive states of a level, in another process. `counts`: of each state, how many
     could act; of each step to a state that was not known there: the parent's place in the shard, who acted, and the
     mark. `trouble`: something ends the search. For goals: of each state, whether it fulfils each; of each step, who
-    acts (as a `Graph` has it), and the mark.
+    acts (as a `Graph` has it), and the mark. `spoilt`: the state's place, the actor and the steps of calls that fail
+    and change something.
     """
 
     counts: bytes
@@ -145,6 +151,7 @@ class Report(NamedTuple):
     trouble: bool
     reached: list[tuple[bool, ...]]
     edges: list[tuple[int, int]]
+    spoilt: list[tuple[int, int, int]]
 
 
 class Search:
@@ -178,6 +185,8 @@ class Search:
         self.transitions = self.depth = self.ends = 0
         self.checkpoint: Checkpoint | None = None
         self.graph = Graph(len(scenario.live), len(scenario.actors)) if scenario.live else None
+        self.spoilt: Spoilt | None = None
+        """The first call that failed and changed something."""
         self._numbers = {self.first.mark: 0}
         """Numbers by marks, for the graph."""
 
@@ -232,6 +241,8 @@ class Search:
             fresh = compress(report.marks, new)
             self._numbers.update(zip(fresh, range(len(self.parents) - new.count(1), len(self.parents)), strict=True))
             self._draw(self.graph, report)
+        for place, n, taken in report.spoilt:
+            self._spoil(start + place, n, taken)
         self.save(states, list(compress(report.marks, new)) if self.checkpoint is not None else [])
         if self.tell is not None:
             self.tell(Progress(len(self.parents), self.depth, len(self.parents) - states.stop))
@@ -239,7 +250,10 @@ class Search:
 
     def over(self) -> Result:
         """All states are seen."""
-        return self.result(None if self.graph is None else self._unfair(self.graph))
+        finding = self._careless()
+        if finding is None and self.graph is not None:
+            finding = self._unfair(self.graph)
+        return self.result(finding)
 
     def result(self, finding: Finding | None, complete: bool = True) -> Result:
         """What has come of it so far."""
@@ -258,7 +272,7 @@ class Search:
         the search.
         """
         scenario, steps, seen, parents, actors = self.scenario, self.steps, self.seen, self.parents, self.actors
-        always, graph, numbers = scenario.always, self.graph, self._numbers
+        always, atomic, graph, numbers = scenario.always, scenario.atomic, self.graph, self._numbers
         take = steps.step
         for number, (heap, standings, mark) in enumerate(nodes, base):
             if self.tell is not None and not number & 1023:
@@ -271,6 +285,10 @@ class Search:
                     wrong = self.wrong_at_rest(heap, standings)
             if wrong is not None:
                 return self.result(self.found(wrong, number))
+            if atomic is not None:
+                spoils = alone.spoiling(atomic, steps, heap, standings, mark, enabled)
+                if spoils is not None:
+                    self._spoil(number, *spoils[:2])
             if graph is not None:
                 graph.state(steps.says(goal, heap) for _, goal in scenario.live)
             for n in enabled:
@@ -290,7 +308,7 @@ class Search:
                     if graph is not None:
                         numbers[after] = len(numbers)
                     if len(parents) >= self.limit:
-                        return self.result(None, complete=False)
+                        return self.result(self._careless(), complete=False)
                 if graph is not None:
                     graph.edge(n | standings[n].place.claim, numbers[after])
         return None
@@ -337,6 +355,25 @@ class Search:
         places = {0: 0} | {state: place for place, state in enumerate(order, 1)}
         return array("I", [places[self.parents[s]] for s in order]), bytearray(self.actors[s] for s in order)
 
+    def _spoil(self, state: int, n: int, taken: int) -> None:
+        """A call fails there and changes something."""
+        found = Spoilt(self.depth + taken, state, n, taken)
+        if self.spoilt is None or found < self.spoilt:
+            self.spoilt = found
+
+    def _careless(self) -> Finding | None:
+        """A call that fails and changes something."""
+        if self.spoilt is None:
+            return None
+        _, state, n, taken = self.spoilt
+        (node,) = self.stand(range(state, state + 1))
+        assert self.scenario.atomic is not None
+        spoils = alone.spoiling(self.scenario.atomic, self.steps, *node, [n])
+        if spoils is None:
+            raise NotDeterministic("a call that changed something when it failed does not now")
+        stem = self.way(state) + (n,) * taken
+        return finding(self.scenario, self.steps, self.first, spoils[2], stem)
+
     def _unfair(self, graph: Graph) -> Finding | None:
         """A goal that need not come true again."""
         for goal, (name, _) in enumerate(self.scenario.live):
@@ -361,6 +398,7 @@ def expand(scenario: Scenario, steps: Footprints, nodes: list[Node], known: Know
     reported: list[Node] = []
     reached: list[tuple[bool, ...]] = []
     edges: list[tuple[int, int]] = []
+    spoilt: list[tuple[int, int, int]] = []
     trouble = False
     try:
         for place, (heap, standings, mark) in enumerate(nodes):
@@ -375,6 +413,10 @@ def expand(scenario: Scenario, steps: Footprints, nodes: list[Node], known: Know
                 trouble = True
                 break
             counts.append(len(enabled))
+            if scenario.atomic is not None:
+                spoils = alone.spoiling(scenario.atomic, steps, heap, standings, mark, enabled)
+                if spoils is not None:
+                    spoilt.append((place, *spoils[:2]))
             if scenario.live:
                 reached.append(tuple([steps.says(goal, heap) for _, goal in scenario.live]))
             for n in enabled:
@@ -389,7 +431,7 @@ def expand(scenario: Scenario, steps: Footprints, nodes: list[Node], known: Know
                     reported.append(Node(heap_after, standings_after, after))
     except Exception:
         trouble = True  # whatever it is, the process that numbers the states will meet it too
-    return Report(bytes(counts), parents, bytes(actors), marks, trouble, reached, edges), reported
+    return Report(bytes(counts), parents, bytes(actors), marks, trouble, reached, edges, spoilt), reported
 
 
 def rebuild(steps: Footprints, first: Node, parents: array[int], actors: bytearray, wanted: int) -> list[Node]:

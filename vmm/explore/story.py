@@ -24,7 +24,9 @@ from vmm.order import Violation
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vmm.explore.actors import Stage
     from vmm.explore.board import Board
+    from vmm.explore.heap import Heap
     from vmm.explore.scenes import Family, Outcome
     from vmm.explore.search import Scenario
 
@@ -40,6 +42,7 @@ WORDS: Final = {
     "S7": "EOI fan-out",
     "S10": "single consumer",
     "S17": "mask depth",
+    "S19": "what fails changes nothing",
     "S11": "no phantom",
     "S12": "one level delivery until its EOI",
     "L1": "no lost level interrupt",
@@ -227,6 +230,7 @@ def _tell(family: Family, board: Board, scenario: Scenario, choices: Sequence[in
     rows: list[Row] = []
     running: dict[int, str] = {}
     rule: str | None = None
+    begun: tuple[int, Heap] | None = None  # whose call has gone on alone, since when
     began: Any = None
     for k, n in enumerate(choices):
         if k == loop:
@@ -236,6 +240,9 @@ def _tell(family: Family, board: Board, scenario: Scenario, choices: Sequence[in
         actor, number = scenario.actors[n], standings[n].done
         if standings[n].suspended is None:
             running[n] = actor.at(number).name
+            begun = n, heap
+        elif begun is not None and begun[0] != n:
+            begun = None
         try:
             heap, standing, step = stage.step(heap, n, standings[n])
         except Violation as violation:
@@ -275,9 +282,25 @@ def _tell(family: Family, board: Board, scenario: Scenario, choices: Sequence[in
         elif rule is None and loop is not None:
             steps = len(choices) - loop
             rule = _never(scenario, f"need not come true again: {steps} steps that can be repeated for ever")
+    if rule is None and begun is not None and not any(standing.place.step for standing in standings):
+        rule = _careless(scenario, stage, *begun, heap)
     closed = board.ledger().closed
     counts = tuple((name, ctx.count) for name, ctx in board.eventfds().items() if ctx not in closed)
     return Story(tuple(rows), rule, before, first, loop, counts, leads_back)
+
+
+def _careless(scenario: Scenario, stage: Stage, n: int, before: Heap, after: Heap) -> str | None:
+    """S19 of the call of actor `n` that nobody interfered with, if it began where all was quiet."""
+    failure = scenario.atomic.failures.get(n) if scenario.atomic is not None else None
+    if scenario.atomic is None or failure is None or not failure():
+        return None
+    failed, now = failure(), scenario.atomic.view()
+    stage.arena.put(before)
+    try:
+        quiet, then = scenario.atomic.quiet(), scenario.atomic.view()
+    finally:
+        stage.arena.put(after)
+    return (scenario.atomic.wrong(failed, then, now) or None) if quiet else None
 
 
 def _never(scenario: Scenario, text: str) -> str | None:
