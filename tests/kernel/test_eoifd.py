@@ -205,6 +205,19 @@ def test_eventfd_has_one_irqfd_whatever_the_gsi(rig):
     assert rig.ids == 1
 
 
+def test_nothing_comes_of_a_pair_once_deassign_has_returned(rig):
+    e, f = rig.bound()
+    rig.write(e)
+    assert rig.inta() == 0x51
+    rig.vm.eoifd(f, KVM_EOIFD_FLAG_LEVEL_IRQFD | KVM_EOIFD_FLAG_DEASSIGN, e)
+    assert (rig.vm.gsis.notifiers, list(rig.executor.pending)) == ({}, [])
+    rig.files.write(e)
+    rig.vm.irqfd(e, 5, 1)
+    assert (rig.ids, list(rig.executor.pending)) == (0, [])
+    rig.eoi()
+    assert (rig.count(f), rig.irr()) == (0, False)
+
+
 # Where they part: the thread's counter-example
 
 

@@ -353,3 +353,14 @@ def test_everything_is_given_back_after_deassign_and_close(rig, resample):
     rig.close(r)
     assert [ctx.refs for ctx in ctxs] == [0, 0]
     assert rig.vm.gsis.notifiers == {}
+
+
+def test_nothing_comes_of_an_irqfd_once_deassign_has_returned(rig):
+    a = rig.efd()
+    rig.assign(a)
+    rig.files.write(a)
+    rig.vm.irqfd(a, 5, 1)
+    assert not rig.executor.pending
+    assert rig.inta() == 0x51  # of the event that came before
+    rig.eoi()
+    assert rig.inta() == -1
