@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.explore.test_search import lifetime, shared
@@ -71,3 +76,44 @@ def test_damaged_file_is_named(tmp_path):
     damaged.write_bytes(damaged.read_bytes()[:-9])
     with pytest.raises(UsageError, match=r"00002\.shard is no part of a search"):
         explore(lifetime(), checkpoint=Checkpoint(tmp_path, "life"))
+
+
+HOLDER = """
+import fcntl, sys
+with open(sys.argv[1], "wb") as lock:
+    fcntl.lockf(lock, fcntl.LOCK_EX)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_directory_that_another_process_writes_is_refused(tmp_path):
+    explore(lifetime(), 300, checkpoint=Checkpoint(tmp_path, "life"))
+    argv = [sys.executable, "-c", HOLDER, str(tmp_path / "lock")]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UsageError, match="another search is at it"):
+            explore(lifetime(), checkpoint=Checkpoint(tmp_path, "life"))
+    assert explore(lifetime(), checkpoint=Checkpoint(tmp_path, "life")) == explore(lifetime())
+
+
+def test_path_that_is_no_directory_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"--checkpoint .*file/scene: Not a directory"):
+        explore(lifetime(), checkpoint=Checkpoint(tmp_path / "file" / "scene", "life"))
+
+
+def test_full_disk_is_told_and_what_was_written_is_good(tmp_path, monkeypatch):
+    plain, write = explore(lifetime()), Path.write_bytes
+
+    def write_a_little(path: Path, data: bytes) -> int:
+        if path.stem == "00005":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", write_a_little)
+        with pytest.raises(UsageError, match=r"00005\.half: No space left on device"):
+            explore(lifetime(), checkpoint=Checkpoint(tmp_path, "life"))
+    assert explore(lifetime(), checkpoint=Checkpoint(tmp_path, "life")) == plain

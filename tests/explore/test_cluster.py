@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from array import array
+from types import SimpleNamespace
 
 import pytest
 
-from vmm.errors import UsageError
+from vmm.errors import EngineError, UsageError
 from vmm.explore import cluster, scenes, search
 from vmm.explore.checkpoint import Checkpoint
 from vmm.explore.cluster import Recipe, Source, Task, of_scene
@@ -121,3 +123,36 @@ def test_address_where_nobody_is_is_refused(monkeypatch):
     monkeypatch.setattr(distributed, "Client", refuse)
     with pytest.raises(UsageError, match="no Dask scheduler at tcp://127"):
         cluster.connect("tcp://127.0.0.1:1")
+
+
+def test_who_answers_and_is_no_scheduler_is_not_waited_for(monkeypatch):
+    mute = threading.Event()
+    monkeypatch.setattr(distributed, "Client", lambda *_args, **_more: mute.wait())
+    with pytest.raises(UsageError, match=r"no Dask scheduler at tcp://127.*has not said what it is in 0\.2 s"):
+        cluster.connect("tcp://127.0.0.1:80", patience=0.1)
+    mute.set()
+
+
+def test_cluster_without_workers_is_refused(monkeypatch):
+    closed = []
+
+    def nobody(count: int, timeout: float) -> None:
+        raise TimeoutError(f"Only 0/{count} workers arrived after {timeout}")
+
+    fake = SimpleNamespace(wait_for_workers=nobody, close=lambda: closed.append(True))
+    monkeypatch.setattr(distributed, "Client", lambda *_args, **_more: fake)
+    with pytest.raises(UsageError, match="the cluster at tcp://a:1 has no workers; start some: dask worker tcp://a:1"):
+        cluster.connect("tcp://a:1")
+    assert closed
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [("running", "has had no worker for 0 s"), ("closed", "the cluster's scheduler is gone")]
+)
+def test_search_that_nobody_works_at_is_given_up(status, words, monkeypatch):
+    monkeypatch.setattr(cluster, "ALONE_S", 0)
+    levels = cluster._Levels(SimpleNamespace(status=status, nthreads=dict), Recipe(of_scene, HOLDS), 30)
+    condition = threading.Condition()
+    monkeypatch.setattr(condition, "wait", lambda _seconds: None)
+    with pytest.raises(EngineError, match=f"{words}.*with --checkpoint the same command goes on"):
+        levels._next(SimpleNamespace(has_ready=lambda: False, thread_condition=condition))

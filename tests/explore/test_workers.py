@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from functools import partial
@@ -155,3 +156,37 @@ def test_state_that_is_wrong_only_in_a_worker_is_not_deterministic():
     scenario = Scenario((counter,), adders(counter.add), always)
     with pytest.raises(NotDeterministic):
         explore(scenario, jobs=2)
+
+
+@pytest.mark.parametrize("there_are", [0, 1, 2])
+def test_fewer_processes_than_asked_for_come_to_the_same(there_are, monkeypatch):
+    started, original = [], workers._Worker
+
+    def start(*args: object) -> workers._Worker:
+        if len(started) == there_are:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        started.append(original(*args))
+        return started[-1]
+
+    monkeypatch.setattr(workers, "_Worker", start)
+    assert explore(lifetime(), jobs=9) == explore(lifetime())
+    assert len(started) == there_are
+
+
+def test_worker_that_cannot_be_replaced_is_told(monkeypatch):
+    original = workers._Worker
+    first = []
+
+    def start(*args: object) -> workers._Worker:
+        if len(first) == 2:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        first.append(original(*args))
+        return first[-1]
+
+    def kill(_progress: object) -> None:
+        if len(first) == 2:
+            os.kill(first[0].process.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(workers, "_Worker", start)
+    with pytest.raises(EngineError, match=r"no other can be started \(Resource temporarily unavailable\); --jobs 1"):
+        explore(lifetime(), jobs=2, tell=kill)
