@@ -459,16 +459,26 @@ class PipeBackend(FdBackend):
 
 
 class PtyBackend(FdBackend):
-    """A new pseudo-terminal; `name` is the side for the other program."""
+    """A new pseudo-terminal; `name` is the side for the other program. ConfigError where there are none."""
 
     kind = "pty"
 
     def __init__(self, id: str) -> None:
+        import termios
         import tty
 
-        ours, theirs = os.openpty()
-        tty.setraw(theirs)
-        self.name = os.ttyname(theirs)
+        fds: tuple[int, ...] = ()
+        try:
+            ours, theirs = fds = os.openpty()
+            tty.setraw(theirs)
+            self.name = os.ttyname(theirs)
+        except (OSError, termios.error) as error:
+            for fd in fds:
+                os.close(fd)
+            reason = error.args[-1] if error.args else error
+            raise ConfigError(
+                f"chardev {id}: cannot make a pseudo-terminal: {reason}; is devpts mounted on /dev/pts?"
+            ) from error
         self._theirs = theirs  # kept open, so that the first reader's close does not hang up
         os.set_blocking(ours, False)
         super().__init__(id, ours, ours)

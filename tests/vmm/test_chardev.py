@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import subprocess
@@ -183,6 +184,18 @@ def test_pipe_pair_carries_bytes_both_ways(tmp_path):
     backend.close()
     os.close(outside_in)
     os.close(outside_out)
+
+
+@pytest.mark.parametrize("missing", ["openpty", "ttyname"])
+def test_pty_on_a_system_without_terminals_is_refused_and_leaves_nothing(missing, monkeypatch):
+    def fail(*_args: int) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, missing, fail)
+    with pytest.raises(ConfigError, match=r"chardev p: cannot make a pseudo-terminal: No such file.*devpts"):
+        PtyBackend("p")
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_pty_names_a_terminal_that_carries_bytes_both_ways():
