@@ -27,7 +27,8 @@ class Watcher:
             self.locks.append(made)
         return made
 
-    def wait(self, step, subject, ready, _sleeps):
+    def wait(self, step, subject, ready, sleeps):
+        assert not (sleeps and any(lock.spin for lock in self.held())), f"{step}: {subject!r} under a spin lock"
         while not ready():
             if self.rig is None or not self.rig.executor.pending:
                 raise OrderError(f"{step}: {subject!r} would wait for ever")
@@ -169,6 +170,33 @@ def test_use_of_what_is_gone_is_a_violation(watcher, policy):
         with pytest.raises(Violation, match="use-after-free") as found:
             getattr(subject, name)(*args)
         assert found.value.subject is subject
+
+
+@pytest.mark.parametrize("policy", ["resample", "eoifd-v5"])
+def test_irqfd_of_a_refused_assign_is_gone(watcher, monkeypatch, policy):
+    rig = watcher.rig = KvmRig(policy=policy)
+    a = rig.efd()
+    rig.assign(a)
+    made = []
+    monkeypatch.setattr(order, "hook", lambda point, subject: point == "irqfd.assign.fput" and made.append(subject))
+    with pytest.raises(OSError, match="has an irqfd"):
+        rig.assign(a, 6)
+    assert [irqfd.gsi for irqfd in made] == [6]
+    with pytest.raises(Violation, match="use-after-free"):
+        made[0].wakeup(POLLIN)
+
+
+def test_member_that_is_gone_is_not_signalled(watcher):
+    rig = watcher.rig = KvmRig()
+    a, _ = rig.pair()
+    rig.pair()
+    resampler = rig.vm.irqfds.resamplers[0]
+    members = resampler.members
+    rig.deassign(a)
+    resampler.members = members
+    with pytest.raises(Violation, match="use-after-free") as found:
+        resampler.notify()
+    assert found.value.subject is members[0]
 
 
 @pytest.mark.parametrize("policy", ["resample", "eoifd-v5"])

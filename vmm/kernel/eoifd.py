@@ -136,7 +136,6 @@ class LevelIrqfd(Irqfd):
         if self.source is None:
             super().inject()
             return
-        self.touch("irqfd_inject")
         trace = self.irqfds.gsis.trace
         if trace.on:
             trace.emit(KvmIrqfdInject(self.gsi, True))
