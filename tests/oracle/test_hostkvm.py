@@ -8,7 +8,7 @@ import pytest
 
 from vmm.kernel.gsi import KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, Route
 from vmm.kernel.hostkvm import HostVm, pinned
-from vmm.kernel.hostkvm_guest import MailboxGuest, UserMmio
+from vmm.kernel.hostkvm_guest import MailboxGuest, UserMmio, UserPort
 from vmm.kernel.hostkvm_probe import probe, probed
 from vmm.lines import Wire
 
@@ -121,6 +121,15 @@ def test_access_that_nobody_in_the_kernel_answers_is_told(rig):
     # and the guest goes on
     rig.guest.call(rig.cpu, "write64", 0x30000, 0x1122_3344_5566_7788)
     assert rig.guest.call(rig.cpu, "read8", 0x30001) == 0x77
+
+
+def test_port_that_nobody_in_the_kernel_answers_is_told_and_reads_0(rig):
+    assert rig.guest.call(rig.cpu, "out8", 0x99, 0xA5) == UserPort(True, 0x99, 1)
+    assert rig.guest.call(rig.cpu, "in8", 0x99) == UserPort(False, 0x99, 1)
+    assert rig.vm.memory[0x20018:0x20020] == bytes(8)
+    rig.guest.call(rig.cpu, "write8", 0x30000, 9)
+    assert rig.guest.call(rig.cpu, "read8", 0x30000) == 9
+    assert rig.guest.call(rig.cpu, "in8", 0x21) == rig.vm.get_irqchip(KVM_IRQCHIP_PIC_MASTER)[2]  # the PIC's mask
 
 
 def test_closing_twice_is_fine_and_unpins_memory(kvm):
