@@ -3,6 +3,7 @@
 import contextlib
 
 import pytest
+from greenlet import getcurrent, greenlet
 
 from tests.support.kvm_rig import KvmRig
 from vmm import order
@@ -57,6 +58,36 @@ def test_operations_are_numbered_from_one_and_tell_where_they_stand(stage):
     assert stage.holder.release("irqfd.deassign") == [one, two]
     assert [(op.state, op.point, op.error) for op in (one, two)] == [(Progress.DONE, "", None)] * 2
     assert stage.holder.stopped == []
+
+
+def test_release_lets_go_who_is_held_there_and_nobody_else(stage):
+    rig = stage.rig
+    a = rig.efd()
+    rig.assign(a, 5, rig.efd())
+    for point in ("irqfd.deassign", "files.close"):
+        stage.holder.hold(point)
+    deassigns = stage.holder.run("I-", lambda: rig.vm.irqfd(a, 5, 1))
+    closes = stage.holder.run("C", lambda: rig.files.close(a))
+
+    assert stage.holder.release("files.close") == [closes]
+    assert (deassigns.state, deassigns.point) == (Progress.HELD, "irqfd.deassign")
+
+
+def test_operation_ends_where_it_was_released_not_where_it_was_begun(stage):
+    told = []
+    stage.holder.hold("irqfd.deassign")
+    a = stage.rig.efd()
+
+    def begin() -> None:
+        stage.holder.run("I-", lambda: stage.rig.vm.irqfd(a, 5, 1))
+        getcurrent().parent.switch()  # whoever began it waits for something else now
+        told.append("woken by mistake")
+
+    beginner = greenlet(begin)
+    beginner.switch()
+    stage.holder.release("irqfd.deassign")
+    told.append("released")
+    assert told == ["released"]
 
 
 def test_worker_is_somebody_else_than_the_operation_that_waits_for_it(stage):
@@ -134,8 +165,10 @@ def test_operation_goes_on_when_another_one_makes_true_what_it_waits_for(stage):
     stage.holder.hold("irqfd.deassign")
     waits = stage.holder.run("wait", lambda: order.hold_back("grace", stage, lambda: bool(came)))
     assert waits.state is Progress.WAITING
+    stage.holder.run("something else", lambda: None)
+    assert (waits.state, order.actor) == (Progress.WAITING, 0)  # the machine itself acts between operations
     stage.holder.run("come", lambda: came.append(True))
-    assert waits.state is Progress.DONE
+    assert (waits.state, order.actor) == (Progress.DONE, 0)
 
 
 def test_point_is_passed_and_that_is_told_while_a_lock_is_taken(stage):

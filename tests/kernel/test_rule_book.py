@@ -11,11 +11,12 @@ from vmm.kernel.eoifd import KVM_EOIFD_FLAG_DEASSIGN, KVM_EOIFD_FLAG_LEVEL_IRQFD
 from vmm.kernel.gsi import (
     KVM_IRQCHIP_IOAPIC,
     KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQFD_RESAMPLE_IRQ_SOURCE_ID,
     KVM_PIT_IRQ_SOURCE_ID,
     KVM_USERSPACE_IRQ_SOURCE_ID,
     Route,
 )
-from vmm.kernel.invariants import Ledger, Step, View, holding, s2, s4, s5, s6, s7, s9, s10, s19, s20, view
+from vmm.kernel.invariants import Ledger, Step, View, holding, s2, s4, s5, s6, s7, s8, s9, s10, s19, s20, view
 from vmm.order import WorkQueue
 
 SAME = View((0,), ())
@@ -207,6 +208,16 @@ def test_line_held_by_nobody_breaks_s5_unless_the_id_is_nobody_s_to_take(book):
     assert "GSI 5 is held high by sources" in s5(book.vm, book.ledger)
 
 
+@pytest.mark.parametrize(("era", "wrong"), [("6.18", False), ("5.11", True)])
+def test_level_that_is_held_and_not_latched_breaks_s8_unless_an_unmask_asked_the_resampler(era, wrong):
+    rig = KvmRig(era=era)
+    rig.ioapic.redir[5] = 0x8055
+    rig.ioapic.sources[5] = 1 << KVM_IRQFD_RESAMPLE_IRQ_SOURCE_ID
+    assert bool(s8(rig.vm, Ledger(rig.vm))) is wrong
+    rig.ioapic.sources[5] = 1 << KVM_USERSPACE_IRQ_SOURCE_ID
+    assert "pin 5: IRR 0, sources 0x1" in s8(rig.vm, Ledger(rig.vm))
+
+
 def test_pin_of_another_chip_holds_nothing_at_the_ioapic(book):
     book.rig.ioapic.sources[5] = 1
     book.vm.set_gsi_routing([Route.irqchip(5, KVM_IRQCHIP_PIC_MASTER, 5), Route.irqchip(6, KVM_IRQCHIP_IOAPIC, 5)])
@@ -238,7 +249,7 @@ def test_eoifd_that_hears_of_another_s_interrupt_breaks_s7():
     assert s7(book.vm, book.ledger, ended) == ""
 
 
-@pytest.mark.parametrize("left", ["nothing", "a work", "an id", "a context"])
+@pytest.mark.parametrize("left", ["nothing", "a work", "an id", "an eoifd", "a context"])
 def test_what_a_closed_vm_leaves_behind_breaks_s2(left):
     book = Book("eoifd-v5")
     fd = book.rig.efd()
@@ -253,6 +264,8 @@ def test_what_a_closed_vm_leaves_behind_breaks_s2(left):
         WorkQueue("cleanup", book.vm.executor).work("late", lambda: None).enqueue()
     elif left == "an id":
         book.vm.gsis.sources.used |= 1 << 7
+    elif left == "an eoifd":
+        book.vm.irqfds.eoifds = ("an eventfd's eoifd",)
     elif left == "a context":
         book.ledger.contexts.append(book.e)
     wrong = s2(book.vm, book.ledger)
