@@ -3,7 +3,7 @@
 from unittest import mock
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from devices import ioapic
@@ -407,8 +407,9 @@ PROBE = [
     ("serve", 0, 8),
     ("wait",),
     ("serve", 0, 8),
+    ("end", 0),
 ]
-"""EOIs that no pin wants, then two pins that are never silenced, until the storm limiter stops both."""
+"""EOIs that no pin wants, two pins that are never silenced, until the storm limiter stops both, and all other pins."""
 
 
 def live(chips, acts):
@@ -432,6 +433,8 @@ def live(chips, acts):
                 chips.bus.deliver(cpu, False, 0, vector, False)
                 chips.take(cpu)
                 chips.eoi(cpu)
+            case ("end", vector):
+                chips.bus.broadcast_eoi(vector, 0, True)
             case ("take", cpu):
                 seen.append(chips.take(cpu))
             case ("eoi", cpu):
@@ -443,6 +446,7 @@ def live(chips, acts):
 
 @both
 @given(st.lists(ACTS, max_size=20))
+@example([("entry", 5, 0x51, LEVEL, 0), ("line", 5, True), ("serve", 0, 2)])
 @settings(max_examples=100, deadline=None)
 def test_chip_that_was_reset_is_as_a_new_one(personality, acts):
     with mock.patch.object(IoApic, "max_successive_eois", 3):
