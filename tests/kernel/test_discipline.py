@@ -275,3 +275,9 @@ def test_eoi_reads_what_a_change_waits_for(watcher, monkeypatch):
     rig.eoi()
     assert (reading["gsi.ack"], reading["resampler.notify.member"]) == (1, 2)
     assert srcu.readers == ()
+    reading.clear()
+    rig.redir(5, LEVEL | 0x10055)
+    rig.write(a)
+    rig.redir(5, LEVEL | 0x55)  # the unmask asks the resampler, too
+    assert reading["resampler.notify.member"] == 2
+    assert srcu.readers == ()

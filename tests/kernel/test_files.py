@@ -21,6 +21,7 @@ from vmm.kernel.files import (
     DescriptorTable,
     EventfdCtx,
     EventfdDomain,
+    EventFile,
     File,
     WaitEntry,
 )
@@ -181,6 +182,18 @@ def test_call_that_would_sleep_for_ever_is_refused(files):
     fd = files.eventfd()
     with refused(errno.EDEADLK):
         files.read(fd)
+
+
+def test_file_of_an_eventfd_blocks_unless_it_is_told_otherwise(files):
+    fd = files.install(EventFile(EventfdCtx(files.domain, "e")))
+    with refused(errno.EDEADLK):
+        files.read(fd)
+
+
+@pytest.mark.parametrize(("name", "told"), [("trigger", "trigger"), ("", "eventfd")])
+def test_what_is_refused_is_told_with_the_eventfds_name(files, name, told):
+    with pytest.raises(BlockingIOError, match=f"read of {told}$"):
+        files.read(files.eventfd(0, EFD_NONBLOCK, name))
 
 
 def test_nonblock_belongs_to_the_file_and_is_shared_by_dups(files):

@@ -54,6 +54,16 @@ def test_poller_in_user_space_sees_the_event_until_irqfds_consume_it(era, seen, 
 
 
 @pytest.mark.parametrize("era", list(ERAS))
+def test_events_from_before_the_assign_are_injected_once(era):
+    rig = rig_of(era)
+    a = rig.efd(3)
+    rig.assign(a)
+    assert rig.inta() == 0x51
+    rig.eoi()
+    assert rig.inta() == -1
+
+
+@pytest.mark.parametrize("era", list(ERAS))
 def test_message_needs_no_work_from_the_first_event_on(era):
     rig = rig_of(era)
     rig.vm.set_gsi_routing([Route.msi(5, 0xFEE00000, 0x41)])
