@@ -191,11 +191,11 @@ def test_pty_on_a_system_without_terminals_is_refused_and_leaves_nothing(missing
     def fail(*_args: int) -> None:
         raise FileNotFoundError(errno.ENOENT, "No such file or directory")
 
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     monkeypatch.setattr(os, missing, fail)
     with pytest.raises(ConfigError, match=r"chardev p: cannot make a pseudo-terminal: No such file.*devpts"):
         PtyBackend("p")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_pty_names_a_terminal_that_carries_bytes_both_ways():
