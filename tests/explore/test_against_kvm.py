@@ -25,6 +25,8 @@ def test_without_kvm_it_is_skipped_with_the_probes_reason(monkeypatch, capsys):
         (["thread", "--against-kvm", "--depth", "3"], "--depth and --eventfds are for irqfd-life"),
         (["irqfd-life", "--depth", "3"], "--depth goes with --against-kvm"),
         (["irqfd-life", "--against-kvm", "--depth", "-1"], "at least 0"),
+        (["irqfd-life", "--against-kvm", "--scene", "nope"], "irqfd-life has no scene 'nope'; it has deassign"),
+        (["thread", "--against-kvm", "--trials", "0"], "nothing to compare"),
         (["irqfd-life", "--against-kvm", "--policy", "eoifd-v5"], "one rule, `resample`"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
@@ -98,3 +99,12 @@ def test_matrix_as_json_has_found_beside_expected(capsys):
 def test_wrong_command_line_is_refused(arguments, words, capsys):
     assert main(["explore", *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_process_of_the_matrix_that_dies_is_no_verdict(monkeypatch, capsys):
+    def broken(*_args: object, **_more: object):
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(matrix, "run", broken)
+    assert main(["explore", "--matrix", "dispute", "--scene", "close"]) == 3
+    assert "a process of the matrix died; --jobs 1 does without them" in capsys.readouterr().err

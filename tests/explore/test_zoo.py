@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -80,12 +82,32 @@ def test_verdicts_do_not_depend_on_the_number_of_processes(capsys):
     ]
 
 
+def test_process_that_dies_loses_no_verdict(monkeypatch, capsys):
+    here, original = os.getpid(), zoo._verdict
+
+    def die(number: str):
+        if os.getpid() != here and number == "Z08":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(number)
+
+    monkeypatch.setattr(zoo, "_verdict", die)
+    die.__module__, die.__qualname__ = zoo.__name__, "_verdict"
+    assert main(["zoo", "--json", "--jobs", "2", "Z24", "Z08", "Z24", "z08"]) == 0
+    assert [verdict["number"] for verdict in json.loads(capsys.readouterr().out)] == ["Z24", "Z08"]
+
+
+def test_list_is_json_if_asked_for(capsys):
+    assert main(["zoo", "--list", "--json", "Z12"]) == 0
+    (known,) = json.loads(capsys.readouterr().out)
+    assert (known["number"], known["breaks"], known["fixed"]) == ("Z12", "L1", "the real class")
+
+
 def test_bug_of_inference_ends_as_not_demonstrated(capsys):
     assert main(["zoo", "Z23"]) == 0
     assert re.search(r"not demonstrated over \d+,\d+ states", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("arguments", [["Z99"], ["Z12", "--jobs", "-1"]])
+@pytest.mark.parametrize("arguments", [["Z99"], ["Z12", "--jobs", "-1"], ["Z12", "--jobs", "0"]])
 def test_wrong_command_line_is_refused(arguments, capsys):
     assert main(["zoo", *arguments]) == 2
     assert "vintx zoo: " in capsys.readouterr().err

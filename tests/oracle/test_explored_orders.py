@@ -74,3 +74,10 @@ def test_judge_is_asked_by_command_and_says_what_it_left_out(capsys):
     assert said["orders"]["orders"] > 80
     assert [scene["strange"] for scene in said["scenes"]] == [[]] * 5
     assert "a VM that is closed" in said["left-out"]["vm-closed"]
+
+
+def test_scenario_of_which_nothing_can_be_played_is_no_agreement(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text("def explore_it(board):\n    board.thread('u').run('f', int)\n")
+    assert main(["explore", str(path), "--against-kvm"]) == 3
+    assert "nothing of it could be compared" in capsys.readouterr().err

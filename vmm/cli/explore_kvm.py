@@ -53,6 +53,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("the kernel has one rule, `resample`, and source ids of its own")
     if family.name != LIFE and (arguments.depth or arguments.eventfds):
         raise UsageError(f"--depth and --eventfds are for {LIFE}; other scenes are played by threads")
+    for scene in arguments.scene:
+        if scene not in family.scenes:
+            raise UsageError(f"{family.name} has no scene {scene!r}; it has {', '.join(family.scenes)}")
+    if not trials and not (family.name == LIFE and depth):
+        raise UsageError("with --trials 0 there is nothing to compare")
     if not probed().oracle:
         print(f"vintx explore: skipped, there is no KVM to compare with: {probed().reason}", file=sys.stderr)
         return CANNOT
@@ -89,7 +94,7 @@ def _run(arguments: argparse.Namespace, family: scenes.Family, depth: int, trial
         if not arguments.json:
             print("\n".join([str(report), *map(str, report.differences)]), flush=True)
     with HostKvm() as kvm:
-        for scene in (arguments.scene or list(family.scenes)) if trials else ():
+        for scene in (dict.fromkeys(arguments.scene) or family.scenes) if trials else ():
             try:
                 trial = Trial(family, scene)
             except NotKvms as error:
@@ -104,6 +109,9 @@ def _run(arguments: argparse.Namespace, family: scenes.Family, depth: int, trial
                 print("\n".join([str(found), *(f"  {outcome}" for outcome in found.strange)]), flush=True)
     if arguments.json:
         print(json.dumps(said, indent=2))
+    if report is None and not said["scenes"]:
+        print("vintx explore: nothing of it could be compared", file=sys.stderr)
+        return CANNOT
     return DIFFERS if differ else AGREES
 
 

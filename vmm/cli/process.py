@@ -7,47 +7,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import re
 import shutil
-import signal
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qemu.qmp import ConnectError, EventListener, QMPClient
 
 from vmm.errors import VintxError
+from vmm.parent_death import end_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
-
-_PR_SET_PDEATHSIG = 1
 
 
 def program() -> str:
     """`vintx-system-x86_64` beside this interpreter, else on the PATH."""
     beside = Path(sys.executable).with_name("vintx-system-x86_64")
     return str(beside) if beside.exists() else shutil.which("vintx-system-x86_64") or "vintx-system-x86_64"
-
-
-def _ends_with_parent() -> Callable[[], None] | None:
-    """What a child does before exec, so that the kernel ends it when we are gone. None where there is no prctl(2)."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is None:
-        return None
-    parent = os.getpid()
-
-    def before_exec() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # gone already
-            os._exit(1)
-
-    return before_exec
 
 
 class GuestLost(VintxError):
@@ -91,7 +74,7 @@ class MachineProcess:
             stdin=self._stdin,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            preexec_fn=_ends_with_parent(),
+            preexec_fn=partial(end_with, os.getpid()),
         )
         self._errors = asyncio.ensure_future(self._process.stderr.read())  # type: ignore[union-attr]
         self._reader = asyncio.ensure_future(self._read())

@@ -15,6 +15,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from rich.table import Table
+from rich.text import Text
 
 from vmm.cli import explore_text
 from vmm.errors import UsageError
@@ -35,21 +36,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="what there is; nothing is run")
     parser.add_argument("--steps", action="store_true", help="tell every step of a story, not only the switches")
     parser.add_argument("--json", action="store_true", help="one object per bug")
-    parser.add_argument("--jobs", type=int, default=0, metavar="N", help="processes (default: one per CPU)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: one per CPU)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """0 if each is what it should be and the fix is clean, 1 if not, 2 if the command line is wrong."""
     try:
-        if arguments.jobs < 0:
+        if arguments.jobs is not None and arguments.jobs < 1:
             raise UsageError("--jobs is at least 1")
-        chosen = [zoo.bug(number) for number in arguments.number] or list(zoo.bugs().values())
+        chosen = [zoo.bug(number) for number in dict.fromkeys(map(str.upper, arguments.number))]
+        chosen = chosen or list(zoo.bugs().values())
     except UsageError as error:
         print(f"vintx zoo: {error}", file=sys.stderr)
         return 2
     console = explore_text.console()
     if arguments.list:
-        console.print(_list(chosen))
+        if arguments.json:
+            print(json.dumps([_known(bug) for bug in chosen], indent=2))
+        else:
+            console.print(_list(chosen))
         return 0
     if arguments.number and not arguments.json:
         shown = [zoo.show(bug) for bug in chosen]
@@ -83,12 +88,23 @@ def _tell(console: Console, one: Shown, every_step: bool) -> None:
     console.print(f"again: vintx explore {number} --bug {number} --replay '{schedule}'\n", markup=False, soft_wrap=True)
 
 
+def _known(bug: Bug) -> dict[str, str]:
+    """What is known of a bug before anything is run."""
+    base, real = (f"{s.policy} {s.era or DEFAULT_ERA}" for s in (bug.broken, bug.real))
+    return {
+        "number": bug.number,
+        "bug": bug.title,
+        "base": base,
+        "breaks": " or ".join(bug.breaks),
+        "reference": bug.reference,
+        "fixed": bug.cure or ("the real class" if base == real else real),
+    }
+
+
 def _list(chosen: list[Bug]) -> Table:
     table = Table("", "bug", "base", "breaks", "reference", "fixed")
     for bug in chosen:
-        base, real = (f"{s.policy} {s.era or DEFAULT_ERA}" for s in (bug.broken, bug.real))
-        fixed = bug.cure or ("the real class" if base == real else real)
-        table.add_row(bug.number, bug.title, base, " or ".join(bug.breaks), bug.reference, fixed)
+        table.add_row(*map(Text, _known(bug).values()))
     return table
 
 

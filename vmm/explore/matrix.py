@@ -26,6 +26,7 @@ from vmm.errors import UsageError
 from vmm.explore import scenes
 from vmm.explore.search import explore
 from vmm.kernel import invariants
+from vmm.parent_death import end_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -128,7 +129,7 @@ def run(
     jobs = min(jobs or len(os.sched_getaffinity(0)), len(wanted))
     if jobs <= 1:
         return [survey(*one) for one in wanted]
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), end_with, (os.getpid(),)) as pool:
         futures = [pool.submit(survey, *one) for one in wanted]
         for done, _ in enumerate(as_completed(futures), 1):
             if on_cell is not None:

@@ -7,15 +7,19 @@ Numbers are those of docs/explore.md.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import os
 import time
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.errors import UsageError
 from vmm.explore.scenes import Family, Outcome, Setup, run
+from vmm.parent_death import end_with
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from vmm.explore.board import Board
 
@@ -143,13 +147,21 @@ def show(one: Bug) -> Shown:
     return Shown(one, broken, real, time.perf_counter() - began)
 
 
-def verdicts(numbers: Iterable[str], jobs: int = 1) -> Iterator[Verdict]:
-    """What comes of each of these bugs, in their order, with so many processes."""
-    if jobs < 2:
-        yield from map(_verdict, numbers)
-        return
-    with multiprocessing.get_context("fork").Pool(jobs) as pool:
-        yield from pool.imap(_verdict, numbers)
+def verdicts(numbers: Sequence[str], jobs: int = 1) -> Iterator[Verdict]:
+    """What comes of each of these bugs, in their order, with so many processes. If one of those dies, this one does
+    what is left.
+    """
+    done = 0
+    if jobs > 1:
+        context = multiprocessing.get_context("fork")
+        with (
+            contextlib.suppress(BrokenExecutor),
+            ProcessPoolExecutor(jobs, context, end_with, (os.getpid(),)) as pool,
+        ):
+            for verdict in pool.map(_verdict, numbers):
+                yield verdict
+                done += 1
+    yield from map(_verdict, numbers[done:])
 
 
 def _verdict(number: str) -> Verdict:
