@@ -13,6 +13,9 @@ import pytest
 from vmm.cli.vintx import main
 from vmm.errors import UsageError
 from vmm.explore import scenes, story, zoo
+from vmm.explore.board import Parts
+from vmm.explore.zoo.binding import GoesByOldRoute
+from vmm.kernel.irqfd import Irqfds
 
 BUGS = zoo.bugs()
 PAGE = (Path(__file__).parents[2] / "docs" / "explore.md").read_text()
@@ -44,6 +47,19 @@ def test_bug_that_is_still_in_the_kernel_says_what_would_fix_it():
     upstream = {number for number, bug in BUGS.items() if bug.broken.parts == scenes.REAL and "still" not in bug.cure}
     assert {"Z07", "Z22", "Z28"} <= upstream
     assert all("era 6.18 has the flaw" in BUGS[number].cure for number in ("Z07", "Z22", "Z28"))
+
+
+def test_irqfd_that_would_go_by_an_old_route_is_saved_by_the_deassign_that_forgets_it():
+    """Z29 wants both: here the irqfd has the bug, and the deassign has not."""
+
+    class Forgets(Irqfds):
+        __slots__ = ()
+        irqfd_class = GoesByOldRoute
+
+    bug = BUGS["Z29"]
+    shown = zoo.show(bug._replace(real=bug.broken._replace(parts=Parts(irqfds=Forgets))))
+    assert shown.found
+    assert shown.clean, str(shown.real.result.finding)
 
 
 def test_guide_has_a_row_for_each_bug_with_what_it_breaks():

@@ -186,6 +186,18 @@ def test_irqfd_of_a_refused_assign_is_gone(watcher, monkeypatch, policy):
         made[0].wakeup(POLLIN)
 
 
+def test_assign_that_goes_on_after_its_irqfd_went_is_a_violation(watcher):
+    rig = watcher.rig = KvmRig()
+    a = rig.efd()
+    rig.assign(a)
+    irqfds = rig.vm.irqfds
+    irqfd = irqfds.items[0]
+    rig.deassign(a)
+    with pytest.raises(Violation, match="use-after-free") as found:
+        irqfds.act_on_pending(irqfd, rig.files.file(a).ctx)
+    assert found.value.subject is irqfd
+
+
 def test_member_that_is_gone_is_not_signalled(watcher):
     rig = watcher.rig = KvmRig()
     a, _ = rig.pair()
