@@ -57,6 +57,17 @@ def test_checkpoint_is_of_one_scene_and_gone_on_with(capsys, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_checkpoint_is_not_of_a_scenario_that_was_changed(capsys, tmp_path):
+    path, where = tmp_path / "mine.py", ["--checkpoint", str(tmp_path / "done"), "--json"]
+    text = "def explore_it(board):\n    board.bind('e1', 'e2')\n    board.thread('u').signal('e1')\n"
+    path.write_text(text)
+    assert main(["explore", str(path), *where]) == 0
+    path.write_text(f"{text}    board.at_rest(lambda: 'S0: the end')\n")
+    capsys.readouterr()
+    assert main(["explore", str(path), *where]) == 1
+    assert json.loads(capsys.readouterr().out)[0]["rule"] == "S0: the end"
+
+
 def test_cluster_without_dask_names_the_extra(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     assert main([*SCENE, "--cluster", "tcp://127.0.0.1:1"]) == 2

@@ -12,7 +12,7 @@ import pytest
 
 from vmm.errors import EngineError, UsageError
 from vmm.explore import cluster, scenes, search
-from vmm.explore.checkpoint import Checkpoint
+from vmm.explore.checkpoint import Checkpoint, digest
 from vmm.explore.cluster import Recipe, Source, Task, of_scene
 from vmm.explore.scenes import Setup
 from vmm.explore.search import explore
@@ -156,3 +156,14 @@ def test_search_that_nobody_works_at_is_given_up(status, words, monkeypatch):
     monkeypatch.setattr(condition, "wait", lambda _seconds: None)
     with pytest.raises(EngineError, match=f"{words}.*with --checkpoint the same command goes on"):
         levels._next(SimpleNamespace(has_ready=lambda: False, thread_condition=condition))
+
+
+def test_worker_with_other_files_is_told(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def explore_it(board):\n    board.thread('u').signal('e')\n")
+    same = digest(path)
+    assert of_scene(str(path), "it", Setup(), digest=same).actors
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(UsageError, match=r"mine\.py, or vintx itself, is not the same here"):
+        of_scene(str(path), "it", Setup(), digest=same)
+    assert of_scene("irqfd-life", "close", Setup(), digest=digest()).actors

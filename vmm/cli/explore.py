@@ -156,6 +156,8 @@ def _explore(family: Family, arguments: argparse.Namespace, searched: Searched) 
             elif outcome.result.finding is not None:
                 explore_text.print_finding(family, outcome, arguments.steps, arguments.bug)
             searched.outcomes.append(outcome)
+            for remark in outcome.remarks:
+                print(f"vintx explore: note: {remark}", file=sys.stderr)
     outcomes = searched.outcomes
     if arguments.json:
         said = explore_reports.found(arguments, family, outcomes)
@@ -190,6 +192,7 @@ def _object(family: Family, outcome: Outcome, arguments: argparse.Namespace) -> 
         "seconds": round(outcome.seconds, 3),
         "complete": result.complete or result.finding is not None,
         "held": result.complete and result.finding is None,
+        "notes": list(outcome.remarks),
     }
     if result.finding is not None:
         told = story.of(family, outcome)

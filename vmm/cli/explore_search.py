@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 from vmm import VERSION
 from vmm.errors import UsageError
 from vmm.explore import cluster, scenes
-from vmm.explore.checkpoint import Checkpoint
+from vmm.explore.checkpoint import Checkpoint, digest
 from vmm.explore.strategies import PCT_DEPTH, RUNS, STRATEGIES, Plan
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Searcher:
         tell = self.line.tell if sys.stderr.isatty() else None
         path = Path(arguments.scenario)
         self.name = str(path.resolve()) if path.is_file() else str(arguments.scenario)
+        self.digest = digest(path if path.is_file() else None) if arguments.checkpoint or arguments.cluster else ""
         self.bug: str = arguments.bug or ""
         self.limit: int = arguments.max_states
         self.directory: str | None = arguments.checkpoint
@@ -72,7 +73,7 @@ class Searcher:
         """Explore one."""
         checkpoint = None
         if self.directory is not None:
-            what = f"{VERSION} {family.name} {scene} {setup!r} {family.wears!r}"
+            what = f"{VERSION} {self.digest} {family.name} {scene} {setup!r} {family.wears!r}"
             name = f"{family.name}-{scene}-{setup.policy.partition(':')[0]}-{zlib.crc32(what.encode()):08x}"
             checkpoint = Checkpoint(Path(self.directory) / name, what)
         try:
@@ -82,7 +83,7 @@ class Searcher:
                 )
                 self.line.text = ""
                 return outcome
-            recipe = cluster.Recipe(cluster.of_scene, (self.name, scene, setup, self.bug))
+            recipe = cluster.Recipe(cluster.of_scene, (self.name, scene, setup, self.bug, self.digest))
             tell = self.plan.tell
 
             def search(_scenario: Scenario, limit: int) -> Result:

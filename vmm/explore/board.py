@@ -122,6 +122,8 @@ class Board:
         self._own: list[object] = []
         """The scene's own functions that act."""
         self._outside: Outside | None = None
+        self.remarks: list[str] = []
+        """What may not be meant, or is not asked."""
         self.assigns = 0
         """How many calls of the scene's threads assign an irqfd."""
         self._live: list[tuple[str, Callable[[], bool]]] = []
@@ -265,6 +267,11 @@ class Board:
     def state(self, *objects: State) -> None:
         """Objects of the scenario's own that operations change."""
         self._states += map(state_or_refuse, objects)
+
+    @property
+    def has_own_code(self) -> bool:
+        """Functions of the scene's own act."""
+        return bool(self._own)
 
     def own(self, function: object, what: str) -> None:
         """Something of the scene's own acts, or says when somebody may: UsageError if it is no function."""

@@ -16,7 +16,7 @@ import fcntl
 import marshal
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Final
 
 from vmm.errors import UsageError
 from vmm.explore.alone import Spoilt
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vmm.explore.search import Search
 
 SUFFIX = ".shard"
+EXPLORED: Final = ("vmm/kernel", "vmm/explore", "vmm/order.py", "devices")
 
 
 class Checkpoint:
@@ -124,3 +125,15 @@ class Checkpoint:
 
 def _cannot(error: OSError, path: Path) -> UsageError:
     return UsageError(f"--checkpoint {error.filename or path}: {error.strerror}")
+
+
+def digest(scenario: Path | None = None) -> str:
+    """A sum of the explored code and of a scenario's file: what was found of one is nothing for another."""
+    root = Path(__file__).parents[2]
+    files = sorted(
+        file for part in EXPLORED for file in ((root / part).rglob("*.py") if (root / part).is_dir() else [root / part])
+    )
+    made = blake2b(digest_size=8)
+    for file in [*files, *([scenario] if scenario is not None else [])]:
+        made.update(file.read_bytes())
+    return made.hexdigest()

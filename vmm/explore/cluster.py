@@ -19,10 +19,12 @@ import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from itertools import compress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from vmm.errors import EngineError, UsageError
 from vmm.explore import search as searching
+from vmm.explore.checkpoint import digest as checkpoint_digest
 from vmm.explore.footprints import Footprints
 from vmm.explore.search import Report, Search
 
@@ -195,10 +197,15 @@ def connect(address: str, patience: float = PATIENCE_S) -> Any:
     return client
 
 
-def of_scene(name: str, scene: str, setup: Setup, bug: str = "") -> Scenario:
-    """The scenario of a scene of a family, or of one with a bug of the zoo: what a recipe of it calls."""
+def of_scene(name: str, scene: str, setup: Setup, bug: str = "", digest: str = "") -> Scenario:
+    """The scenario of a scene of a family, or of one with a bug of the zoo: what a recipe of it calls. UsageError if
+    the code or the scenario's file is not the one of that `digest`.
+    """
     from vmm.explore import scenes, zoo
 
+    path = Path(name)
+    if digest and checkpoint_digest(path if path.is_absolute() else None) != digest:
+        raise UsageError(f"{name}, or vintx itself, is not the same here: give all workers the same files")
     family = scenes.load(name)
     return scenes.set_up(zoo.infected(family, bug) if bug else family, scene, setup)[1]
 

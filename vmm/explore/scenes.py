@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vmm.errors import EngineError, UsageError, VintxError
+from vmm.explore import remarks as remarks_on
 from vmm.explore.actors import NotDeterministic
 from vmm.explore.board import Board, Parts
 from vmm.explore.calls import Call
@@ -74,13 +75,16 @@ class Family(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of one scene under one rule. `era`: the one that the policy implies, if none was asked for."""
+    """What came of one scene under one rule. `era`: the one that the policy implies, if none was asked for. `remarks`:
+    what may not be meant, or was not asked.
+    """
 
     scene: str
     setup: Setup
     era: str
     result: Result
     seconds: float
+    remarks: tuple[str, ...] = ()
 
 
 def shipped() -> list[str]:
@@ -257,13 +261,15 @@ def _compare(family: Family, other: str, setup: Setup, board: Board) -> None:
 
         result = explore(scenario._replace(always=None, at_rest=note, atomic=None), LIMIT)
     if result.finding is not None or not result.complete:
+        why = f"breaks {result.finding.rule.partition(':')[0]}" if result.finding else f"has more than {LIMIT} states"
+        board.remarks.append(f"S3 is not asked: scene {other}, to compare with, {why}")
         return
 
     def differs() -> str | None:
         here = board.view()
         if here in ends:
             return None
-        return f"S3: this end is not among those of scene {other}: {here}; there: {', '.join(map(str, sorted(ends)))}"
+        return f"S3: this end is not among those of scene {other}: {here}; there: {', '.join(sorted(map(str, ends)))}"
 
     board.compare = differs
 
@@ -289,7 +295,8 @@ def run(
     seconds = time.perf_counter() - began
     if result.finding is not None and result.finding.cause is not None:
         blame(family, result.finding.cause)
-    return Outcome(scene, setup, board.vm.era.name, result, seconds)
+    remarks = (*remarks_on.unbound(board, scenario.actors), *board.remarks)
+    return Outcome(scene, setup, board.vm.era.name, result, seconds, remarks)
 
 
 def _with_locks(scenario: Scenario, result: Result, limit: int) -> Result:
