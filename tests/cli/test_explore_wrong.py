@@ -35,6 +35,8 @@ PATIENCE_S = 60
         (["--strategy", "random", "--jobs", "2"], "--jobs goes with --strategy bfs, and not with random"),
         (["--strategy", "dfs", "--runs", "7"], "--runs goes with --strategy random, pct, and not with dfs"),
         (["--strategy", "dfs", "--checkpoint", "d"], "--checkpoint goes with --strategy bfs"),
+        (["--strategy", "pct", "--depth", "10001"], "depth 10001: pct takes 10,000 at most"),
+        (["--strategy", "random", "--depth", "1000001"], "depth 1000001: random takes 1,000,000 at most"),
         (["--seed", "5"], "--seed goes with --strategy random, pct, and not with bfs"),
         (["--cluster", "tcp://x:1", "--jobs", "2"], "--jobs is for this machine"),
         (["--replay", SCHEDULE, "--jobs", "2"], "--replay takes no --jobs: it runs one order again"),
@@ -48,7 +50,7 @@ PATIENCE_S = 60
     ],
 )
 def test_option_that_would_be_passed_over_is_refused(options, words, capsys, monkeypatch):
-    monkeypatch.setattr(scenes, "run", None)  # nothing is searched before
+    monkeypatch.setattr(search.Search, "run", None)  # nothing is searched before
     assert main([*HOLDS, *options]) == 2
     assert words in capsys.readouterr().err
 
@@ -62,7 +64,7 @@ def test_matrix_without_a_cell_is_refused(capsys):
     "way",
     [
         "a999999999999-1336",  # more than a memory has
-        "a999999-1336",
+        "a9999999-1336",
         "a6b8c6e11cd2a-1336",  # goes on after the end
         "a6*b8c6e11cd2-1336",  # no loop
         "a6b8c6e11cd2*-1336",

@@ -43,7 +43,11 @@ def print_finding(family: Family, outcome: Outcome, every_step: bool, bug: str |
     """The story of what was found, and how to run it again."""
     screen = console()
     told = story.of(family, outcome)
-    screen.rule(Text(f"{family.name}, scene {outcome.scene}, {outcome.setup.policy}"), align="left")
+    title = f"{family.name}, scene {outcome.scene}, {outcome.setup.policy}"
+    if len(title) + 2 < screen.width:
+        screen.rule(Text(title), align="left")
+    else:
+        screen.print(title, markup=False, soft_wrap=True)
     print_story(screen, told, every_step)
     infected = f" --bug {bug}" if bug else ""
     screen.print(f"again: --replay '{story.encode(outcome)}'{infected}\n", markup=False, soft_wrap=True)

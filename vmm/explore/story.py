@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 LETTERS: Final = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 ACTOR: Final = r"(?:[a-zA-Z]|\(\d{1,3}\))"
-STEPS: Final = 100_000
-"""More than the longest order that a search by the lot tries."""
+STEPS: Final = 1_000_000
+"""As many as an order of a search by the lot can have."""
 WORDS: Final = {
     "S1": "no source-id leak",
     "S1'": "an id that is in use can be given back",

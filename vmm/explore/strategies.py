@@ -37,6 +37,8 @@ RUNS = 1_000
 """Orders, unless another number is asked for."""
 LONGEST = 10_000
 """Steps of an order, unless another number is asked for: workers may find work for ever."""
+DEEPEST = 1_000_000
+"""Steps of an order that can be asked for. No schedule is read that has more."""
 PCT_DEPTH = 3
 
 
@@ -57,6 +59,9 @@ class Plan(NamedTuple):
         """Do it. UsageError for what does not go together."""
         if self.depth is not None and self.depth < 1:
             raise UsageError(f"depth {self.depth}: there is at least one")
+        most = LONGEST if self.strategy == "pct" else DEEPEST
+        if self.depth is not None and self.depth > most:
+            raise UsageError(f"depth {self.depth}: {self.strategy} takes {most:,} at most")
         if self.runs < 1:
             raise UsageError(f"{self.runs} runs: there is at least one")
         if self.strategy == "bfs":
