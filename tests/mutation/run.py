@@ -46,6 +46,7 @@ TESTS = (
     "tests/kernel",
     "tests/vmm/test_lines.py",
     "tests/devices/test_ioapic.py",
+    "tests/devices/test_ioapic_state.py",
     "tests/devices/test_vfio.py",
     "tests/devices/test_vfio_details.py",
     "tests/devices/test_vfio_pci.py",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from devices import lapic_registers as r
-from devices.apic_bus import ApicBus
+from devices.apic_bus import FIXED, ApicBus
 from devices.ioapic_kvm import KvmIoApic
 from devices.ioapic_qemu import QemuIoApic
 from devices.lapic import LocalApic
@@ -126,3 +126,21 @@ class Chips:
 
     def eoi(self, cpu: int = 0) -> None:
         self.cpus[cpu].mmio_write(r.EOI, 4, 0)
+
+
+X2APIC = r.BASE_ENABLE | r.BASE_X2APIC | r.DEFAULT_BASE
+
+
+def lapic(**options: object) -> LocalApic:
+    """The only local APIC of a board of its own."""
+    return Chips(**options).cpus[0]
+
+
+def send(apic: LocalApic, vector: int) -> int:
+    """A fixed edge-triggered interrupt for `apic`."""
+    return apic.accept(FIXED, vector, False)
+
+
+def x2(offset: int) -> int:
+    """The MSR of a register in x2APIC mode."""
+    return r.MSR_X2APIC + (offset >> 4)
