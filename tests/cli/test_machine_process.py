@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from vmm.cli import process
 from vmm.cli.process import GuestLost, MachineProcess
 
 PATIENCE_S = 60
+NONE = [sys.executable, "-m", "vmm.cli.system", "-M", "none", "-display", "none", "-nodefaults"]
 WAITS = "import signal; signal.pause()"
 WATCHER = """
 import asyncio, signal, sys
@@ -68,11 +70,48 @@ def test_machine_that_ends_before_its_monitor_is_there_says_why():
         asyncio.run(start())
 
 
+async def _stopped(vm: MachineProcess) -> None:
+    async with vm:
+        vm._process.send_signal(signal.SIGSTOP)
+        await vm.qmp("query-status")
+
+
+def test_machine_that_hangs_is_not_waited_for_and_ends(monkeypatch):
+    monkeypatch.setattr(process, "ANSWER_S", 0.2)
+    monkeypatch.setattr(process, "ENDING_S", 0.1)
+    vm = MachineProcess(NONE)
+    monkeypatch.setattr(vm, "_connect", lambda _socket: _connect_patiently(vm, _socket))
+    with pytest.raises(GuestLost, match=r"no answer to query-status after 0\.2 s"):
+        asyncio.run(_stopped(vm))
+    assert vm._process.returncode == -signal.SIGKILL
+
+
+async def _connect_patiently(vm: MachineProcess, socket: str) -> None:
+    answer, process.ANSWER_S = process.ANSWER_S, PATIENCE_S
+    try:
+        await MachineProcess._connect(vm, socket)
+    finally:
+        process.ANSWER_S = answer
+
+
+def test_monitor_that_does_not_greet_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(process, "ANSWER_S", 0.2)
+    listens = (
+        "import signal, socket, sys; s = socket.socket(socket.AF_UNIX); "
+        "s.bind(sys.argv[-1].split(',')[0].removeprefix('unix:')); s.listen(); signal.pause()"
+    )
+
+    async def start() -> None:
+        async with MachineProcess([sys.executable, "-c", listens]):
+            raise AssertionError
+
+    with pytest.raises(GuestLost, match=r"no greeting of the monitor after 0\.2 s"):
+        asyncio.run(start())
+
+
 def test_name_of_the_monitor_is_gone_once_it_is_connected():
     async def start() -> bool:
-        async with MachineProcess(
-            [sys.executable, "-m", "vmm.cli.system", "-M", "none", "-display", "none", "-nodefaults"]
-        ) as vm:
+        async with MachineProcess(NONE) as vm:
             await vm.qmp("query-status")
             return Path(vm._folder.name).exists()
 

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
+ANSWER_S = 60.0
+"""Seconds that a monitor may take to answer."""
+ENDING_S = 20.0
+"""Seconds that a machine may take to end when it is asked to."""
+
+
 def program() -> str:
     """`vintx-system-x86_64` beside this interpreter, else on the PATH."""
     beside = Path(sys.executable).with_name("vintx-system-x86_64")
@@ -95,8 +101,10 @@ class MachineProcess:
         tries = 0
         while True:
             try:
-                await self._client.connect(socket)
+                await asyncio.wait_for(self._client.connect(socket), ANSWER_S)
                 return
+            except TimeoutError:
+                raise GuestLost(f"no greeting of the monitor after {ANSWER_S:g} s", "\n".join(self.lines)) from None
             except ConnectError as error:
                 tries += 1
                 # Between bind and listen the socket is there and refuses.
@@ -112,7 +120,11 @@ class MachineProcess:
     async def _end(self) -> None:
         if self._process.returncode is None:
             self._process.terminate()
-        await self._process.wait()
+        try:
+            await asyncio.wait_for(self._process.wait(), ENDING_S)
+        except TimeoutError:  # it is stopped, or hangs
+            self._process.kill()
+            await self._process.wait()
         await self._reader
         await self._errors
         if self._client is not None:
@@ -174,9 +186,15 @@ class MachineProcess:
         await stream.drain()
 
     async def qmp(self, command: str, **arguments: Any) -> Any:
-        """Execute a QMP command; underscores in argument names become dashes. ExecuteError if it is refused."""
+        """Execute a QMP command; underscores in argument names become dashes. ExecuteError if it is refused, GuestLost
+        without an answer.
+        """
         assert self._client is not None
-        return await self._client.execute(command, {k.replace("_", "-"): v for k, v in arguments.items()})
+        execution = self._client.execute(command, {k.replace("_", "-"): v for k, v in arguments.items()})
+        try:
+            return await asyncio.wait_for(execution, ANSWER_S)
+        except TimeoutError:
+            raise GuestLost(f"no answer to {command} after {ANSWER_S:g} s", "\n".join(self.lines)) from None
 
     async def deleted(self, device: str, seconds: float = 30) -> None:
         """Wait for DEVICE_DELETED of a device."""
