@@ -181,9 +181,24 @@ def test_irqfd_of_a_refused_assign_is_gone(watcher, monkeypatch, policy):
     monkeypatch.setattr(order, "hook", lambda point, subject: point == "irqfd.assign.fput" and made.append(subject))
     with pytest.raises(OSError, match="has an irqfd"):
         rig.assign(a, 6)
-    assert [irqfd.gsi for irqfd in made] == [6]
+    assert [(irqfd.gsi, irqfd.active) for irqfd in made] == [(6, False)]
     with pytest.raises(Violation, match="use-after-free"):
         made[0].wakeup(POLLIN)
+
+
+def test_eoifd_of_a_refused_assign_is_gone(watcher, monkeypatch):
+    rig = watcher.rig = KvmRig(policy="eoifd-v5")
+    e, f = rig.efd(), rig.efd()
+    rig.vm.irqfd(e, 5, 2)
+    rig.vm.eoifd(f, KVM_EOIFD_FLAG_LEVEL_IRQFD, e)
+    made = []
+    point = "eoifd.assign.looked-up"
+    monkeypatch.setattr(order, "hook", lambda reached, subject: reached == point and made.append(subject))
+    with pytest.raises(OSError, match="has an eoifd"):
+        rig.vm.eoifd(f, KVM_EOIFD_FLAG_LEVEL_IRQFD, e)
+    assert [(eoifd.source.gsi, eoifd.active) for eoifd in made] == [(5, False)]
+    with pytest.raises(Violation, match="use-after-free"):
+        made[0].acked()
 
 
 def test_assign_that_goes_on_after_its_irqfd_went_is_a_violation(watcher):
