@@ -47,6 +47,12 @@ def test_options_that_make_no_sense_are_refused(capsys, options):
     assert "vintx explore: " in capsys.readouterr().err
 
 
+def test_depth_first_does_not_say_that_goals_hold(capsys):
+    scene = ["explore", "mask-eoi", "--scene", "for-ever", "--strategy"]
+    assert (main([*scene, "bfs"]), main([*scene, "dfs"])) == (0, 3)
+    assert "held, but for L" in capsys.readouterr().out
+
+
 def test_checkpoint_is_of_one_scene_and_gone_on_with(capsys, tmp_path):
     where = "--checkpoint", str(tmp_path)
     plain = explored(capsys)

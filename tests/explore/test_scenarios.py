@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 
 import pytest
 
@@ -192,6 +193,15 @@ def test_fault_in_a_module_of_the_users_own_is_reported_with_its_file(written, t
     path = written("import my_calls\ndef explore_it(board):\n    board.thread('user').run('boom', my_calls.boom)\n")
     assert main(["explore", path]) == 2
     assert re.search(r"my_calls\.py:2: KeyError: 'x'", capsys.readouterr().err)
+
+
+def test_scenario_imports_what_lies_beside_it_and_libraries_first(written, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.path", [*sys.path])
+    (tmp_path / "beside_it.py").write_text("NAME = 'e7'\n")
+    (tmp_path / "json.py").write_text("raise ImportError\n")
+    monkeypatch.delitem(sys.modules, "beside_it", raising=False)
+    path = written("import beside_it, json\ndef explore_it(board):\n    board.thread('u').signal(beside_it.NAME)\n")
+    assert scenes.run(scenes.load(path), "it", Setup()).result.complete
 
 
 def test_call_that_differs_when_it_is_run_again_is_reported_with_its_line(written):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.explore.test_alone import FAMILY, LEAKS
 from tests.explore.test_search import Counter, lifetime, shared
 from tests.support.explored import LoweringIrqfds
 from vmm.errors import UsageError
@@ -88,3 +89,18 @@ def test_what_is_found_is_replayed_by_the_same_string(strategy):
 def test_plan_that_cannot_be_is_refused(plan):
     with pytest.raises(UsageError):
         plan.explore(crossed(), MANY)
+
+
+@pytest.mark.parametrize("strategy", OTHERS)
+def test_call_that_fails_and_changes_something_is_found_by_every_strategy(strategy):
+    outcome = scenes.run(FAMILY, "twice", LEAKS, MANY, Plan(strategy, runs=50).explore)
+    assert outcome.result.finding is not None
+    assert outcome.result.finding.rule.startswith("S19: I+ e3 e4 failed with EINVAL")
+    assert story.of(FAMILY, outcome).rule == outcome.result.finding.rule
+
+
+def test_goals_that_depth_first_cannot_ask_are_named_and_it_is_not_finished():
+    scenario = lifetime()._replace(live=(("L1", bool), ("L5", bool), ("L1", bool)))
+    result = Plan("dfs").explore(scenario, MANY)
+    assert (result.complete, result.unasked) == (False, ("L1", "L5"))
+    assert result.states == explore(lifetime()).states

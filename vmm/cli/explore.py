@@ -192,6 +192,7 @@ def _object(family: Family, outcome: Outcome, arguments: argparse.Namespace) -> 
         "seconds": round(outcome.seconds, 3),
         "complete": result.complete or result.finding is not None,
         "held": result.complete and result.finding is None,
+        "unasked": list(result.unasked),
         "notes": list(outcome.remarks),
     }
     if result.finding is not None:

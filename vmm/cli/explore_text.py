@@ -96,6 +96,8 @@ def came_to(outcome: Outcome) -> str:
         number = result.finding.rule.partition(":")[0]
         known = story.words(number)
         return f"{number} in {len(result.finding.choices)} steps{': ' + known if known else ''}"
+    if result.unasked:
+        return f"held, but for {', '.join(result.unasked)}: --strategy bfs asks goals"
     if result.orders:
         return f"nothing in {result.orders} orders"
     return "held" if result.complete else f"not finished at {result.states} states"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 import time
 import traceback
 from pathlib import Path
@@ -110,6 +111,8 @@ def load(name: str) -> Family:
     if spec is None or spec.loader is None:
         raise UsageError(f"{name}: a scenario is a Python file, and its name ends in .py")
     module = importlib.util.module_from_spec(spec)
+    if path.parent != SHIPPED and str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # for what it imports; last, so that it hides no library
     with Blaming(str(path), all_of_it=True):
         spec.loader.exec_module(module)
     scenes = {

@@ -90,6 +90,8 @@ class Result(NamedTuple):
     """False: `limit` states were known before all were seen, and nothing was wrong with those."""
     orders: int = 0
     """How many were tried, if not all of them were meant to be."""
+    unasked: tuple[str, ...] = ()
+    """Goals that this way of searching cannot ask; nothing else is wrong in any state."""
 
 
 class Node(NamedTuple):

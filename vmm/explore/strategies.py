@@ -9,7 +9,7 @@ pct     many orders by probabilistic concurrency testing (Burckhardt, Kothari, M
         an order finds a bug that d ordering constraints make with a probability of at least 1 / (n k^(d-1))
 
 The lot is a generator with a seed, so the same seed finds the same. All look for deadlocks, and what any of them finds
-is a schedule like any other. Liveness needs all states at once: only bfs has it.
+is a schedule like any other. Liveness needs all states at once: only bfs has it, and dfs says that it was not asked.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import random
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from vmm.errors import UsageError
+from vmm.explore import alone
 from vmm.explore.actors import NotDeterministic
 from vmm.explore.footprints import Footprints
 from vmm.explore.search import Node, Progress, Result, explore, finding, nameless, set_up, stuck
@@ -72,13 +73,19 @@ class Plan(NamedTuple):
             orders = _Orders(scenario, steps, limit, self.tell)
             try:
                 if self.strategy == "dfs":
-                    return orders.all_deep(self.depth)
+                    return _without_goals(scenario, orders.all_deep(self.depth))
                 lot = random.Random(self.seed)
                 if self.strategy == "random":
                     return orders.at_random(lot, self.runs, self.depth or LONGEST)
                 return orders.by_priority(lot, self.runs, self.depth or PCT_DEPTH)
             finally:
                 steps.arena.put(orders.first.heap)
+
+
+def _without_goals(scenario: Scenario, result: Result) -> Result:
+    """All states are seen, and no loop was looked for: that is not all that was asked."""
+    goals = tuple(dict.fromkeys(name for name, _ in scenario.live))
+    return result._replace(complete=False, unasked=goals) if goals and result.complete else result
 
 
 class _Found(Exception):
@@ -133,6 +140,12 @@ class _Orders:
                 wrong = scenario.at_rest()
         if wrong is not None:
             raise self._found(wrong)
+        if scenario.atomic is not None:
+            spoils = alone.spoiling(scenario.atomic, steps, heap, standings, mark, enabled)
+            if spoils is not None:
+                n, taken, wrong = spoils
+                self.choices += [n] * taken
+                raise self._found(wrong)
         if len(self.seen) >= self.limit:
             raise _Found(None)
         return enabled
