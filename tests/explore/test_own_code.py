@@ -53,6 +53,7 @@ OUTSIDE = {
     "helper": (["d = []", "def g(): d.append(1)", "def f(): g()", "u.run('f', f)"], "'d'"),
     "guard": (["d = []", "u.signal('e1', when=lambda: not d.append(1))"], "'d'"),
     "worker": (["d = []", "board.worker('w', lambda: d.append(1), lambda: not d)", "u.signal('e1')"], "'d'"),
+    "namespace": (["import types", "k = types.SimpleNamespace(n=0)", "def f(): k.n += 1", "u.run('f', f)"], "'k'"),
     "default": (["def f(d=[]): d.append(1)", "u.run('f', f)"], "'a default'"),
 }
 
@@ -63,6 +64,15 @@ def test_what_changes_and_is_no_state_is_named(what, scene):
     said = scene(body)
     assert re.search(r"/mine\.py:\d+: not deterministic: ", said)
     assert f"{name} changes, and is no State" in said
+
+
+def test_library_may_change_what_is_its_own(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import functools, logging, re\nLOG = logging.getLogger('mine')\n@functools.cache\ndef known(n): return n\n"
+        "def explore_it(board):\n    def f():\n        LOG.debug('here')\n        known(3)\n        re.compile('a|b')\n"
+        "    board.thread('u').run('f', f)\n    board.thread('v').run('f', f)\n"
+    )
+    assert scenes.run(scenes.load(str(tmp_path / "mine.py")), "it", Setup()).result.complete
 
 
 def test_global_that_changes_is_named(refused):

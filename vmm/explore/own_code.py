@@ -11,10 +11,20 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
+import sys
 import sysconfig
 from collections import deque
 from pathlib import Path
-from types import AsyncGeneratorType, CodeType, CoroutineType, FunctionType, GeneratorType, MethodType, ModuleType
+from types import (
+    AsyncGeneratorType,
+    CodeType,
+    CoroutineType,
+    FunctionType,
+    GeneratorType,
+    MethodType,
+    ModuleType,
+    SimpleNamespace,
+)
 from typing import TYPE_CHECKING, Any, Final
 
 from vmm.errors import UsageError
@@ -144,8 +154,18 @@ class Outside:
             return id(value), value.gi_frame.f_lasti if value.gi_frame is not None else -1
         if isinstance(value, itertools.count):
             return id(value), repr(value)
+        hint = operator.length_hint(value, -1)
+        if _is_librarys(kind.__module__) and kind is not SimpleNamespace:
+            return id(value), hint  # what it keeps for itself, a cache, is its own
         fields = getattr(value, "__dict__", None)
-        return id(value), operator.length_hint(value, -1), all_of(fields.values()) if isinstance(fields, dict) else ()
+        return id(value), hint, all_of(fields.values()) if isinstance(fields, dict) else ()
+
+
+@functools.cache
+def _is_librarys(module: str) -> bool:
+    known = sys.modules.get(module)  # a scenario's own is not in there
+    file = getattr(known, "__file__", None)
+    return known is not None and (file is None or is_within(file, LIBRARIES))
 
 
 def _places(functions: Iterable[object]) -> Iterator[tuple[str, FunctionType, Callable[[], object]]]:
