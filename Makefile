@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SOURCES := vmm devices machine guest_images tests
+SOURCES := vmm devices machine guest_images tests docs
 
 .PHONY: demo test endurance lint bench mutation docs guests images clean
 
