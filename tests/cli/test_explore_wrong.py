@@ -210,6 +210,20 @@ def test_output_that_takes_no_more_is_no_verdict(more):
     )
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_terminal_without_lines_and_letters_gets_others(encoding, written):
+    text = "def explore_it(board):\n    board.bind('\u00e9', 'b')\n    board.thread('u').signal('\u00e9')\n"
+    path = written(f"{text}    board.at_rest(lambda: 'S0: \u2603')\n")
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": "150"}
+    done = child(["explore", path], capture_output=True, env=environment)
+    assert (done.returncode, done.stderr) == (1, b"")
+    said = done.stdout.decode(encoding)
+    assert "S0: \\u2603" in said
+    assert "'-." in said
+    assert ("SIG \\xe9" in said) is (encoding == "ascii")
+    assert ("SIG \u00e9" in said) is (encoding != "ascii")
+
+
 def test_interrupt_says_where(written):
     path = written(
         "def explore_it(board):\n    def f():\n        while True: print('in it', flush=True)\n"

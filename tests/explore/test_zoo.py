@@ -129,6 +129,11 @@ def test_wrong_command_line_is_refused(arguments, capsys):
     assert "vintx zoo: " in capsys.readouterr().err
 
 
+def test_error_is_an_object_if_json_is_asked_for(capsys):
+    assert main(["zoo", "Z99", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"].startswith("there is no Z99")
+
+
 def test_families_scenes_find_a_bug_that_they_do_not_name(capsys):
     assert main(["explore", "shared-gsi", "--scene", "early-eoi"]) == 0
     capsys.readouterr()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -28,7 +30,9 @@ class Screen(Console):
 
 
 def console(width: int = 150) -> Console:
-    """As wide as the terminal; so wide where there is none."""
+    """As wide as the terminal; so wide where there is none. What its encoding does not have is written as a number."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     made = Screen(highlight=False)
     return made if made.is_terminal else Screen(highlight=False, width=width)
 
@@ -66,7 +70,7 @@ def print_story(console: Console, told: Story, every_step: bool) -> None:
 def print_chart(console: Console, told: Story, every_step: bool) -> None:
     """The chart; without the board if there is no room for that; not at all if there is none for the rest."""
     for board in (True, False):
-        table = chart.terminal(told, every_step, board)
+        table = chart.terminal(told, every_step, board, console.options.ascii_only)
         if fits(console, table):
             console.print(table)
             return

@@ -47,6 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
         chosen = [zoo.bug(number) for number in dict.fromkeys(map(str.upper, arguments.number))]
         chosen = chosen or list(zoo.bugs().values())
     except UsageError as error:
+        if arguments.json:
+            print(json.dumps({"error": str(error), "status": 2}, indent=2))
         print(f"vintx zoo: {error}", file=sys.stderr)
         return 2
     console = explore_text.console()

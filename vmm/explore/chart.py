@@ -123,12 +123,14 @@ def signals(story: Story) -> list[str]:
 # In a terminal
 
 _LOW, _HIGH, _RISES, _FALLS = "│  ", "  │", "└─┐", "┌─┘"
+_ASCII: Final = str.maketrans("│─└┐┌┘", "|-'..'")
 _SHORT: Final = {"pin": "pin", "remote IRR": "rIRR", "mask": "mask"}
 """What a terminal has room for; the rest is on the board."""
 
 
-def terminal(story: Story, every_step: bool = False, board: bool = True) -> Table:
+def terminal(story: Story, every_step: bool = False, board: bool = True, ascii_only: bool = False) -> Table:
     """The table of a story with waveforms: left is low, right is high; and what is on the `board`."""
+    drawn = _ASCII if ascii_only else {}
     actors = list(dict.fromkeys(row.actor for row in story.rows))
     made = Table("step", pad_edge=False)
     for actor in actors:
@@ -139,7 +141,8 @@ def terminal(story: Story, every_step: bool = False, board: bool = True) -> Tabl
         made.add_column("board")
     before = story.wave.signals()
     first = [Text(story.before)] if board else []
-    made.add_row("", *[""] * len(actors), *[_HIGH if before[name] else _LOW for name in _SHORT], *first)
+    levels = [(_HIGH if before[name] else _LOW).translate(drawn) for name in _SHORT]
+    made.add_row("", *[""] * len(actors), *levels, *first)
     shown = story.before
     begun: set[tuple[int, int]] = set()
     k = 0
@@ -151,7 +154,7 @@ def terminal(story: Story, every_step: bool = False, board: bool = True) -> Tabl
         k += len(rows)
         after = last.wave.signals()
         cells = [Text(text if actor == last.actor else "") for actor in actors]
-        waves = [_wave(before[name], after[name]) for name in _SHORT]
+        waves = [_wave(before[name], after[name]).translate(drawn) for name in _SHORT]
         made.add_row(str(k), *cells, *waves, *([Text("" if last.board == shown else last.board)] if board else []))
         shown, before = last.board, after
     return made
