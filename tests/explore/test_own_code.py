@@ -118,6 +118,12 @@ def test_step_that_cannot_be_kept_or_repeated_is_told_though_it_is_taken_once(li
     assert words in said
 
 
+def test_worker_that_throws_dice_is_told(scene):
+    dice = ["b = Box()", "board.state(b)", "def f(): b.value = time.monotonic_ns()"]
+    said = scene([*dice, "board.worker('w', f, lambda: not b.value)", "u.signal('e1')"], "import time" + STATE)
+    assert "not deterministic: w did something else in its first step than before: it left Box.value otherwise" in said
+
+
 @pytest.mark.parametrize("value", ["set()", "([],)", "open('/dev/null')", "[[]]"])
 def test_field_that_could_not_be_put_back_is_refused_before_the_search(value, scene):
     said = scene([f"b = Box({value})", "board.state(b)", "u.run('f', lambda: b.value)"], STATE)

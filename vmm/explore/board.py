@@ -26,7 +26,7 @@ from vmm.explore.alone import Atomic
 from vmm.explore.calls import Acting, Call
 from vmm.explore.chip import Chips
 from vmm.explore.heap import Arena
-from vmm.explore.own_code import Outside, callable_or_refuse, refuse_what_is_not_kept, state_or_refuse
+from vmm.explore.own_code import Outside, callable_or_refuse, is_own, refuse_what_is_not_kept, state_or_refuse
 from vmm.explore.parts import GSI, Guest, Hardware, Thread, Timer, Worker
 from vmm.explore.search import Scenario
 from vmm.kernel import invariants
@@ -234,7 +234,7 @@ class Board:
         """
         self.own(function, "what a worker does")
         self.own(ready, "when a worker is ready")
-        self._guests.append(Actor(name, (Operation(name, function, ready),), repeats=True))
+        self._guests.append(Actor(name, (Operation(name, function, ready, is_own(function)),), repeats=True))
 
     def pool(self, *workers: Actor) -> None:
         """Other workers than one for each queue."""
