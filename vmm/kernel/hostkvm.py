@@ -27,6 +27,7 @@ import itertools
 import mmap
 import os
 import struct
+import threading
 import time
 from typing import TYPE_CHECKING, Self
 
@@ -371,10 +372,11 @@ def _open_remedy(number: int | None) -> str:
 @contextlib.contextmanager
 def pinned() -> Iterator[None]:
     """Keep the calling thread on one of its CPUs, so that work it queues runs in order. The old set comes back."""
-    before = os.sched_getaffinity(0)
+    thread = threading.get_native_id()
+    before = os.sched_getaffinity(thread)
     choice = sorted(before)
-    os.sched_setaffinity(0, {choice[os.getpid() % len(choice)]})
+    os.sched_setaffinity(thread, {choice[os.getpid() % len(choice)]})
     try:
         yield
     finally:
-        os.sched_setaffinity(0, before)
+        os.sched_setaffinity(thread, before)
