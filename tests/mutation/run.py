@@ -167,6 +167,8 @@ def main() -> int:
     args = parser.parse_args()
     os.chdir(ROOT)
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    if not NOT_HERE:
+        os.environ["VINTX_KVM"] = "required"  # or the tests of a mutant that breaks the probe would skip
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     files = sources(args.files)
     log = ROOT / "build" / "mutation"
