@@ -64,9 +64,10 @@ def test_deassign_of_another_gsi_forgets_nothing(book):
     book.note("I+", book.e, None, 5)
     book.note("I-", book.e, gsi=6)
     assert book.e in book.ledger.irqfds
+    book.note("SIG", book.e)
     book.note("I-", book.e, gsi=5)
     book.note("I-", book.f, gsi=5)
-    assert book.ledger.irqfds == {}
+    assert (book.ledger.irqfds, book.ledger.fired) == ({}, set())
 
 
 def test_signal_fires_what_is_bound_by_level(book):
@@ -249,7 +250,7 @@ def test_eoifd_that_hears_of_another_s_interrupt_breaks_s7():
     assert s7(book.vm, book.ledger, ended) == ""
 
 
-@pytest.mark.parametrize("left", ["nothing", "a work", "an id", "an eoifd", "a context"])
+@pytest.mark.parametrize("left", ["nothing", "a work", "an id", "an irqfd", "an eoifd", "a context"])
 def test_what_a_closed_vm_leaves_behind_breaks_s2(left):
     book = Book("eoifd-v5")
     fd = book.rig.efd()
@@ -264,6 +265,8 @@ def test_what_a_closed_vm_leaves_behind_breaks_s2(left):
         WorkQueue("cleanup", book.vm.executor).work("late", lambda: None).enqueue()
     elif left == "an id":
         book.vm.gsis.sources.used |= 1 << 7
+    elif left == "an irqfd":
+        book.vm.irqfds.items = ("an eventfd's irqfd",)
     elif left == "an eoifd":
         book.vm.irqfds.eoifds = ("an eventfd's eoifd",)
     elif left == "a context":
@@ -281,6 +284,7 @@ def test_deassign_that_leaves_its_eoifd_breaks_s9():
     book.vm.irqfd(fd, 5, 2)
     book.vm.eoifd(efd, KVM_EOIFD_FLAG_LEVEL_IRQFD, fd)
     assert "deassign returned 0, and left" in s9(book.vm, book.ledger, book.step("E-", f, e))
+    book.vm.eoifd(book.rig.efd(), KVM_EOIFD_FLAG_LEVEL_IRQFD, fd)  # another one, which may stay
     book.vm.eoifd(efd, KVM_EOIFD_FLAG_LEVEL_IRQFD | KVM_EOIFD_FLAG_DEASSIGN, fd)
     assert s9(book.vm, book.ledger, book.step("E-", f, e)) == ""
 
@@ -325,6 +329,13 @@ def test_dead_source_of_a_listed_irqfd_breaks_s4():
     book.vm.irqfd(book.rig.efd(), 5, 2)
     assert s4(book.vm, book.ledger) == ""
     book.vm.irqfds.items[0].source.free("a test")
+    assert "listed, and dead" in s4(book.vm, book.ledger)
+
+
+def test_dead_resampler_breaks_s4(book):
+    book.vm.irqfd(book.rig.efd(), 5, 2, book.rig.efd())
+    assert s4(book.vm, book.ledger) == ""
+    book.vm.irqfds.find_resampler(5).free("a test")
     assert "listed, and dead" in s4(book.vm, book.ledger)
 
 

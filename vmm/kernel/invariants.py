@@ -325,8 +325,9 @@ def s10(vm: Vm, ledger: Ledger, step: Step) -> str:  # noqa: ARG001
     ctx = step.ctx
     if step.kind == "SIG" and not step.error and ctx in ledger.irqfds and ctx is not None and ctx.count:
         return f"{ctx!r} was injected, and can be read as well"
-    unbound = step.kind == "I-" and not step.error and ledger.irqfds.get(ctx, (-1,))[0] == step.gsi if ctx else False
-    if unbound and ctx is not None and ctx.count:
+    if step.kind != "I-" or step.error or ctx is None or ctx not in ledger.irqfds:
+        return ""
+    if ledger.irqfds[ctx][0] == step.gsi and ctx.count:
         return f"{ctx!r} was unbound, and still has what was injected"
     return ""
 
