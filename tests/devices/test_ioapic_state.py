@@ -122,6 +122,20 @@ def test_chip_that_was_reset_is_as_a_new_one(personality, acts):
 
 
 @both
+@pytest.mark.parametrize("again", [False, True])
+def test_vector_of_a_chip_that_nobody_has_programmed_belongs_to_each_of_its_pins(personality, again):
+    chips = Chips(personality=personality)
+    if again:
+        chips.program(0, 0x8051)
+        chips.ioapic.reset()
+    for pin in (0, PINS - 1):
+        chips.program(pin, 0x8000)
+        chips.ioapic.redir[pin] |= ioapic.REMOTE_IRR
+    chips.ioapic.eoi(0, 0)
+    assert [chips.entry(pin) & ioapic.REMOTE_IRR for pin in (0, PINS - 1)] == [0, 0]
+
+
+@both
 def test_restored_chip_delivers_what_was_pending(personality):
     chips, other = Chips(personality=personality), Chips(personality=personality)
     chips.program(5, 0x1_8051)
