@@ -171,6 +171,20 @@ def test_operation_goes_on_when_another_one_makes_true_what_it_waits_for(stage):
     assert (waits.state, order.actor) == (Progress.DONE, 0)
 
 
+def test_operation_that_goes_on_lets_one_go_on_that_has_waited_longer(stage):
+    came, told = [], []
+    stage.holder.hold("irqfd.deassign")
+    first = stage.holder.run("first", lambda: order.hold_back("grace", stage, lambda: bool(told)))
+
+    def tell() -> None:
+        order.hold_back("grace", stage, lambda: bool(came))
+        told.append(True)
+
+    second = stage.holder.run("second", tell)
+    stage.holder.run("come", lambda: came.append(True))
+    assert (second.state, first.state) == (Progress.DONE, Progress.DONE)
+
+
 def test_point_is_passed_and_that_is_told_while_a_lock_is_taken(stage):
     a = stage.rig.efd()
     stage.holder.hold("irqfd.deassign")

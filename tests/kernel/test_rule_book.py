@@ -223,6 +223,9 @@ def test_pin_of_another_chip_holds_nothing_at_the_ioapic(book):
     book.rig.ioapic.sources[5] = 1
     book.vm.set_gsi_routing([Route.irqchip(5, KVM_IRQCHIP_PIC_MASTER, 5), Route.irqchip(6, KVM_IRQCHIP_IOAPIC, 5)])
     assert (holding(book.vm, 5), holding(book.vm, 6)) == (0, 1)
+    book.vm.set_gsi_routing([Route.irqchip(6, KVM_IRQCHIP_IOAPIC, 0)])
+    del book.vm.gsis.chips[KVM_IRQCHIP_IOAPIC]
+    assert holding(book.vm, 6) == 0
 
 
 def test_eoi_that_leaves_its_line_high_breaks_s7():
@@ -250,7 +253,9 @@ def test_eoifd_that_hears_of_another_s_interrupt_breaks_s7():
     assert s7(book.vm, book.ledger, ended) == ""
 
 
-@pytest.mark.parametrize("left", ["nothing", "a work", "an id", "an irqfd", "an eoifd", "a context"])
+@pytest.mark.parametrize(
+    "left", ["nothing", "a work", "an id", "an irqfd", "an eoifd", "a notifier", "a reference", "a context"]
+)
 def test_what_a_closed_vm_leaves_behind_breaks_s2(left):
     book = Book("eoifd-v5")
     fd = book.rig.efd()
@@ -267,6 +272,11 @@ def test_what_a_closed_vm_leaves_behind_breaks_s2(left):
         book.vm.gsis.sources.used |= 1 << 7
     elif left == "an irqfd":
         book.vm.irqfds.items = ("an eventfd's irqfd",)
+    elif left == "a notifier":
+        book.vm.gsis.notifiers = {5: ("an eventfd's notifier",)}
+    elif left == "a reference":
+        book.e.free("a test")
+        book.ledger.contexts.append(book.e)
     elif left == "an eoifd":
         book.vm.irqfds.eoifds = ("an eventfd's eoifd",)
     elif left == "a context":
