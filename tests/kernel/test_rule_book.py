@@ -209,6 +209,16 @@ def test_line_held_by_nobody_breaks_s5_unless_the_id_is_nobody_s_to_take(book):
     assert "GSI 5 is held high by sources" in s5(book.vm, book.ledger)
 
 
+def test_source_of_another_gsi_s_irqfd_breaks_s5():
+    book = Book("eoifd-v5")
+    book.vm.irqfd(book.rig.efd(), 5, 2)
+    source = book.vm.irqfds.items[0].source.source
+    book.rig.ioapic.sources[5] = 1 << source
+    assert s5(book.vm, book.ledger) == ""
+    book.rig.ioapic.sources[6] = 1 << source
+    assert "GSI 6 is held high" in s5(book.vm, book.ledger)
+
+
 @pytest.mark.parametrize(("era", "wrong"), [("6.18", False), ("5.11", True)])
 def test_level_that_is_held_and_not_latched_breaks_s8_unless_an_unmask_asked_the_resampler(era, wrong):
     rig = KvmRig(era=era)
