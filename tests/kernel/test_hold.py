@@ -42,6 +42,11 @@ def test_works_that_an_operation_leaves_all_run_before_it_is_done(stage):
     assert stage.high() == [5, 6]
 
 
+def test_operation_is_done_at_once_where_nobody_is_to_be_held(stage):
+    op = stage.holder.run("read", lambda: 7)
+    assert (op.state, op.point, op.result, op.error, op.passed) == (Progress.DONE, "", 7, None, [])
+
+
 def test_operations_are_numbered_from_one_and_tell_where_they_stand(stage):
     rig = stage.rig
     a = rig.efd()
