@@ -264,7 +264,8 @@ def test_eoifd_that_hears_of_another_s_interrupt_breaks_s7():
 
 
 @pytest.mark.parametrize(
-    "left", ["nothing", "a work", "an id", "an irqfd", "an eoifd", "a notifier", "a reference", "a context"]
+    "left",
+    ["nothing", "a work", "an id", "an irqfd", "a resampler", "an eoifd", "a notifier", "a reference", "a context"],
 )
 def test_what_a_closed_vm_leaves_behind_breaks_s2(left):
     book = Book("eoifd-v5")
@@ -282,6 +283,8 @@ def test_what_a_closed_vm_leaves_behind_breaks_s2(left):
         book.vm.gsis.sources.used |= 1 << 7
     elif left == "an irqfd":
         book.vm.irqfds.items = ("an eventfd's irqfd",)
+    elif left == "a resampler":
+        book.vm.irqfds.resamplers = ("an eventfd's resampler",)
     elif left == "a notifier":
         book.vm.gsis.notifiers = {5: ("an eventfd's notifier",)}
     elif left == "a reference":
