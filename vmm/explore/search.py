@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         def __contains__(self, mark: int, /) -> bool: ...
 
 
-WIDE = 1_000
+WIDE = 500
 """States of a level from which on it is worth to share them."""
 
 
@@ -394,7 +394,8 @@ def expand(scenario: Scenario, steps: Footprints, nodes: list[Node], known: Know
     """Take all steps from a shard's states, in a process that does not number them: what came of it, and the states
     that were reported.
     """
-    always, at_rest = scenario.always, scenario.at_rest
+    always, at_rest, atomic, live = scenario.always, scenario.at_rest, scenario.atomic, scenario.live
+    take = steps.step
     counts, parents, actors = bytearray(), array("I"), bytearray()
     marks: list[int] = []
     reported: list[Node] = []
@@ -415,15 +416,15 @@ def expand(scenario: Scenario, steps: Footprints, nodes: list[Node], known: Know
                 trouble = True
                 break
             counts.append(len(enabled))
-            if scenario.atomic is not None:
-                spoils = alone.spoiling(scenario.atomic, steps, heap, standings, mark, enabled)
+            if atomic is not None:
+                spoils = alone.spoiling(atomic, steps, heap, standings, mark, enabled)
                 if spoils is not None:
                     spoilt.append((place, *spoils[:2]))
-            if scenario.live:
-                reached.append(tuple([steps.says(goal, heap) for _, goal in scenario.live]))
+            if live:
+                reached.append(tuple([steps.says(goal, heap) for _, goal in live]))
             for n in enabled:
-                _, heap_after, standings_after, after = steps.step(heap, standings, mark, n)
-                if scenario.live:
+                _, heap_after, standings_after, after = take(heap, standings, mark, n)
+                if live:
                     edges.append((n | standings[n].place.claim, after))
                 if after not in known:
                     known.add(after)

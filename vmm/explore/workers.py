@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from vmm.explore.footprints import Footprints
     from vmm.explore.search import Node, Report, Result, Scenario, Search
 
-SHARDS = 6
+SHARDS = 10
 """For each worker. A worker with several shards has about its share of the states for longer."""
 DEATHS = 8
 """So many, and it is no accident."""
-UNEVEN = 1.3
+UNEVEN = 1.1
 """How much more than its share of a level a worker may have."""
 
 
