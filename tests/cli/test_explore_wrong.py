@@ -12,6 +12,7 @@ import sys
 import pytest
 from rich.console import Console
 
+from tests.support.interrupts import hear_interrupts
 from vmm.cli import explore_text
 from vmm.cli.explore_search import Line
 from vmm.cli.vintx import main
@@ -230,11 +231,16 @@ def test_interrupt_says_where(written):
         "    board.thread('u').run('spin', f)\n"
     )
     argv = [sys.executable, "-m", "vmm.cli.vintx", "explore", path]
-    spinning = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert spinning.stdout is not None
-    assert spinning.stdout.readline() == "in it\n"
-    spinning.send_signal(signal.SIGINT)
-    _, said = spinning.communicate(timeout=PATIENCE_S)
+    spinning = subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
+    )
+    try:
+        assert spinning.stdout is not None
+        assert spinning.stdout.readline() == "in it\n"
+        spinning.send_signal(signal.SIGINT)
+        _, said = spinning.communicate(timeout=PATIENCE_S)
+    finally:
+        spinning.kill()
     assert (spinning.returncode, said) == (130, f"vintx explore: interrupted in {path}:3\n")
 
 

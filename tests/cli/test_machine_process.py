@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.interrupts import hear_interrupts
 from vmm.cli import process
 from vmm.cli.process import GuestLost, MachineProcess
 
@@ -34,7 +35,12 @@ asyncio.run(main())
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="no pidfd_open(2) to watch a stranger's end with")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_machine_does_not_outlive_who_watches_it(how):
-    watcher = subprocess.Popen([sys.executable, "-c", WATCHER % WAITS], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    watcher = subprocess.Popen(
+        [sys.executable, "-c", WATCHER % WAITS],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=hear_interrupts,
+    )
     assert watcher.stdout is not None
     machine = os.pidfd_open(int(watcher.stdout.readline()))
     try:
@@ -42,6 +48,7 @@ def test_machine_does_not_outlive_who_watches_it(how):
         watcher.communicate(timeout=PATIENCE_S)
         assert select.select([machine], [], [], PATIENCE_S)[0], "the machine runs on"
     finally:
+        watcher.kill()
         os.close(machine)
 
 

@@ -195,7 +195,7 @@ def test_what_is_raised_to_end_the_program_does_not_end_it(error, where, scene):
     [
         ("import sys\nsys.exit(0)\n", "/mine.py:2: SystemExit: 0"),
         ("import nonesuch\n", "/mine.py:1: ModuleNotFoundError"),
-        ("x = '\0'\n", "/mine.py: SyntaxError: source code string cannot contain null bytes"),
+        ("x = '\0'\n", "Error: source code string cannot contain null bytes"),
         ("POLICIES = 'resample'\ndef explore_x(board): pass\n", "POLICIES is"),
         ("POLICIES = ('resampel',)\ndef explore_x(board): pass\n", "POLICIES names 'resampel'; there are resample"),
         ("SAME_END = 3\ndef explore_x(board): pass\n", "SAME_END is"),

@@ -303,10 +303,10 @@ def test_descriptors_of_a_refusal_are_closed(liar):
     with pytest.raises(ConfigError, match="refused command 5"):
         board.attach(path)
     before = open_fds()
-    for _ in range(5):
+    for _ in range(20):
         with pytest.raises(ConfigError, match="refused command 5"):
             board.attach(path)
-    assert open_fds() <= before + 2  # the server's end of the last connection
+    assert open_fds() < before + 10  # the server's thread may be about to close what it has of the last connection
     assert board.ledger.rows() == []
 
 
